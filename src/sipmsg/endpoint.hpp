@@ -1,0 +1,187 @@
+// endpoint: a user agent on a libuv loop: what a user of this header holds to send and receive.
+//
+// One object does both, on sockets it opens where it is told. The loop is the caller's. Everything
+// here belongs to the loop's thread, but `post`, which other threads may call. Anything may be done
+// inside a callback: sending, replacing the handler, closing, destroying the Endpoint itself.
+// After `close()`, or its destruction, the loop runs dry as far as this is concerned; it must turn
+// once more so that libuv lets go of the sockets.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "agent.hpp"
+#include "loop.hpp"
+#include "transport.hpp"
+
+namespace sipmsg {
+
+namespace detail {
+
+/// Everything of an Endpoint. Lives until the Endpoint is gone and the last callback has returned.
+class EndpointCore final : public TransportReceiver,
+                           public Alarm,
+                           public std::enable_shared_from_this<EndpointCore> {
+ public:
+  EndpointCore(uv_loop_t* loop, AgentOptions options, const SipHashKey& secret)
+      : EndpointCore(std::make_unique<Loop>(loop), std::move(options), secret) {}
+
+  Loop& loop() { return *loop_; }
+  Agent& agent() { return agent_; }
+  Transports& transports() { return transports_; }
+  bool is_closed() const { return closed_; }
+
+  /// Before and after whatever the application does: the agent's next deadline may be sooner.
+  void rearm() {
+    if (const auto deadline_ms = agent_.next_deadline()) arm(*deadline_ms);
+  }
+  void close() {
+    if (closed_) return;
+    closed_ = true;
+    agent_.close();
+    agent_.on_message(nullptr);
+    transports_.close();
+    loop_->close();
+  }
+
+ private:
+  EndpointCore(std::unique_ptr<Loop> loop, AgentOptions options, const SipHashKey& secret)
+      : Alarm(*loop),
+        loop_(std::move(loop)),
+        transports_(*loop_, *this),
+        agent_(std::move(options), transports_, secret) {}
+
+  void on_message(const MessageView& message, Error error, const Flow& flow) override {
+    const auto self = shared_from_this();
+    agent_.receive(message, error, flow, loop_->now_ms());
+    rearm();
+  }
+  void on_connection_closed(std::uint32_t socket, Error error) override {
+    const auto self = shared_from_this();
+    agent_.connection_closed(socket, error, loop_->now_ms());
+    rearm();
+  }
+  void on_alarm(std::uint64_t now_ms) override {
+    const auto self = shared_from_this();
+    agent_.advance(now_ms);
+    rearm();
+  }
+
+  std::unique_ptr<Loop> loop_;
+  Transports transports_;
+  Agent agent_;
+  bool closed_ = false;
+};
+
+}  // namespace detail
+
+/// Answers one received message, at any time later, also after everything else is gone: then
+/// `send` says so. Copies all answer the same message.
+class Reply {
+ public:
+  Reply() = default;
+  Reply(std::weak_ptr<detail::EndpointCore> core, ServerTransaction server)
+      : core_(std::move(core)), server_(server) {}
+
+  /// Sends a final answer, 200 to 699, with this phrase or the usual one.
+  /// Errors: `gone` where it was answered before, its sender has given up (32 s), or the Endpoint
+  /// is closed; `bad_argument` for another code; `forbidden_octet` for a phrase with a line end.
+  Error send(int code, std::string_view phrase = {}) const {
+    const auto core = core_.lock();
+    if (!core || core->is_closed()) return ErrorCode::gone;
+    const Error error = core->agent().reply(server_, code, phrase);
+    core->rearm();
+    return error;
+  }
+
+ private:
+  std::weak_ptr<detail::EndpointCore> core_;
+  ServerTransaction server_;
+};
+
+/// Sends and receives messages on the caller's loop.
+///
+///     sipmsg::Endpoint endpoint(uv_default_loop());
+///     endpoint.on_message([](const sipmsg::Message& message, sipmsg::Reply reply) { ... });
+///     if (auto error = endpoint.listen_udp("0.0.0.0", 5060)) ...
+///
+/// Complete programs: examples/020_echo.cpp.
+class Endpoint {
+ public:
+  /// The Message is the handler's to copy; the reference is valid during the call.
+  using MessageHandler = std::function<void(const Message& message, Reply reply)>;
+
+  /// `loop` must stay until it has run dry after `close`. What keeps the Endpoint from working (no
+  /// file descriptor left, mostly) is said by `listen_udp` and `send`.
+  explicit Endpoint(uv_loop_t* loop, AgentOptions options = {})
+      : core_(std::make_shared<detail::EndpointCore>(loop, std::move(options),
+                                                     random_secret().value())) {}
+  ~Endpoint() { close(); }
+  Endpoint(const Endpoint&) = delete;
+  Endpoint& operator=(const Endpoint&) = delete;
+
+  /// Opens a socket at a numeric address; port 0 chooses one. Several may be opened. Error:
+  /// `bad_address`, or `network` with what the system said, such as a port that is taken.
+  Error listen_udp(std::string_view host, std::uint16_t port) {
+    return listen(Transport::udp, host, port);
+  }
+  Error listen_tcp(std::string_view host, std::uint16_t port) {
+    return listen(Transport::tcp, host, port);
+  }
+  /// What `listen_udp` and `listen_tcp` opened, in that order, with the ports that were chosen.
+  const std::vector<Listener>& listeners() const { return core_->transports().listeners(); }
+
+  /// Whom to call for each MESSAGE. Without a handler they are refused with 405.
+  void on_message(MessageHandler handler);
+  void on_trace(Transports::TraceHandler handler) {
+    core_->transports().on_trace(std::move(handler));
+  }
+
+  /// Sends a request. An error now means that nothing was sent and that no callback comes;
+  /// otherwise `done` is called exactly once, later: with the final answer, or with `timeout`,
+  /// `network` or `closed`. A socket is opened where none is.
+  Error send(const Outgoing& outgoing, Agent::SentHandler done) {
+    if (core_->is_closed()) return ErrorCode::closed;
+    const Error error =
+        core_->agent().send(outgoing, core_->loop().fresh_now_ms(), std::move(done));
+    core_->rearm();
+    return error;
+  }
+
+  /// Has `function()` called on the loop's thread. The one call other threads may make.
+  template <class Function>
+  Error post(Function function) {
+    return core_->loop().post(std::move(function));
+  }
+
+  /// Closes all sockets. Sends that wait are told `closed`, from inside this call.
+  void close() { core_->close(); }
+
+ private:
+  Error listen(Transport transport, std::string_view host, std::uint16_t port);
+
+  std::shared_ptr<detail::EndpointCore> core_;
+};
+
+inline Error Endpoint::listen(Transport transport, std::string_view host, std::uint16_t port) {
+  if (core_->loop().error()) return core_->loop().error();
+  const auto address = listen_address(host, port);
+  if (!address) return address.error();
+  ListenerOptions options;
+  options.transport = transport;
+  options.address = *address;
+  return core_->transports().listen(options).error();
+}
+
+inline void Endpoint::on_message(MessageHandler handler) {
+  if (!handler) return core_->agent().on_message(nullptr);
+  const std::weak_ptr<detail::EndpointCore> core = core_;
+  core_->agent().on_message([core, handler = std::move(handler)](
+                                const MessageView& request, const Flow&, ServerTransaction server) {
+    handler(Message(request), Reply(core, server));
+  });
+}
+
+}  // namespace sipmsg

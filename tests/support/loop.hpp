@@ -1,0 +1,159 @@
+// A libuv loop for tests, and raw sockets to talk to what runs on it. No test sleeps: the loop runs
+// until something is the case, and a guard ends the test where it never is.
+#pragma once
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include <uv.h>
+
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include <doctest/doctest.h>
+
+namespace test {
+
+/// Checks at its end that the loop runs dry: whatever a test opened must be closed by then.
+class EventLoop {
+ public:
+  EventLoop() {
+    REQUIRE(uv_loop_init(&loop_) == 0);
+    uv_timer_init(&loop_, &guard_);
+    guard_.data = this;
+    uv_unref(reinterpret_cast<uv_handle_t*>(&guard_));
+  }
+  ~EventLoop() {
+    CHECK(run_dry());
+    uv_close(reinterpret_cast<uv_handle_t*>(&guard_), nullptr);
+    uv_run(&loop_, UV_RUN_DEFAULT);
+    CHECK(uv_loop_close(&loop_) == 0);
+  }
+  EventLoop(const EventLoop&) = delete;
+  EventLoop& operator=(const EventLoop&) = delete;
+
+  uv_loop_t* uv() { return &loop_; }
+
+  /// Runs until `condition()` holds. False where it did not within `limit_ms`, or where the loop has
+  /// nothing more to wait for.
+  template <class Condition>
+  bool run_until(Condition condition, std::uint64_t limit_ms = 10000) {
+    start_guard(limit_ms);
+    bool alive = true;
+    while (!condition()) {
+      if (expired_ || !alive) return false;
+      alive = uv_run(&loop_, UV_RUN_ONCE) != 0;
+    }
+    return true;
+  }
+  /// Runs until nothing is left. False where something is, after `limit_ms`.
+  bool run_dry(std::uint64_t limit_ms = 10000) {
+    start_guard(limit_ms);
+    return uv_run(&loop_, UV_RUN_DEFAULT) == 0;
+  }
+  /// Handles whatever is there already, without waiting for more.
+  void turn(int times = 3) {
+    while (times-- > 0) uv_run(&loop_, UV_RUN_NOWAIT);
+  }
+
+ private:
+  void start_guard(std::uint64_t limit_ms) {
+    expired_ = false;
+    uv_update_time(&loop_);
+    uv_timer_start(
+        &guard_,
+        [](uv_timer_t* timer) {
+          static_cast<EventLoop*>(timer->data)->expired_ = true;
+          uv_stop(timer->loop);
+        },
+        limit_ms, 0);
+  }
+
+  uv_loop_t loop_;
+  uv_timer_t guard_;
+  bool expired_ = false;
+};
+
+/// A socket of the operating system, connected to a port of 127.0.0.1 or ::1. Reading never waits.
+class RawSocket {
+ public:
+  RawSocket(int type, std::uint16_t port, bool ipv6 = false) {
+    fd_ = ::socket(ipv6 ? AF_INET6 : AF_INET, type, 0);
+    REQUIRE(fd_ >= 0);
+    int status = -1;
+    if (ipv6) {
+      sockaddr_in6 peer{};
+      peer.sin6_family = AF_INET6;
+      peer.sin6_port = htons(port);
+      peer.sin6_addr = in6addr_loopback;
+      status = ::connect(fd_, reinterpret_cast<const sockaddr*>(&peer), sizeof peer);
+    } else {
+      sockaddr_in peer{};
+      peer.sin_family = AF_INET;
+      peer.sin_port = htons(port);
+      peer.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+      status = ::connect(fd_, reinterpret_cast<const sockaddr*>(&peer), sizeof peer);
+    }
+    REQUIRE(status == 0);
+    ::fcntl(fd_, F_SETFL, ::fcntl(fd_, F_GETFL) | O_NONBLOCK);
+  }
+  RawSocket(RawSocket&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  RawSocket(const RawSocket&) = delete;
+  RawSocket& operator=(const RawSocket&) = delete;
+  ~RawSocket() { close(); }
+
+  int fd() const { return fd_; }
+  std::uint16_t port() const {
+    sockaddr_storage name{};
+    socklen_t size = sizeof name;
+    ::getsockname(fd_, reinterpret_cast<sockaddr*>(&name), &size);
+    return ntohs(name.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6*>(&name)->sin6_port
+                                            : reinterpret_cast<sockaddr_in*>(&name)->sin_port);
+  }
+  /// How many octets the system took, -1 where it took none.
+  long send(std::string_view octets) const {
+    return ::send(fd_, octets.data(), octets.size(), MSG_NOSIGNAL);
+  }
+  /// The next datagram, or what has come on a stream; nothing where nothing has.
+  std::optional<std::string> receive() {
+    std::string buffer(65536, '\0');
+    const long size = ::recv(fd_, &buffer[0], buffer.size(), 0);
+    if (size < 0) return std::nullopt;
+    if (size == 0) ended_ = true;
+    buffer.resize(static_cast<std::size_t>(size));
+    return buffer;
+  }
+  /// Adds what has come on a stream to `received`. True when the peer has closed it.
+  bool read_on() {
+    while (const auto piece = receive()) {
+      received += *piece;
+      if (ended_) return true;
+    }
+    return ended_ || (errno != EAGAIN && errno != EWOULDBLOCK);
+  }
+  void finish_writing() const { ::shutdown(fd_, SHUT_WR); }
+  /// Closes so that the peer gets a reset.
+  void reset() {
+    const linger now{1, 0};
+    ::setsockopt(fd_, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    close();
+  }
+  void close() {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = -1;
+  }
+
+  std::string received;
+
+ private:
+  int fd_ = -1;
+  bool ended_ = false;
+};
+
+}  // namespace test

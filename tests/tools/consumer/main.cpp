@@ -1,0 +1,3 @@
+#include <sipmsg.hpp>
+
+int main() { return sipmsg::is_token("MESSAGE") && uv_version() != 0 ? 0 : 1; }
