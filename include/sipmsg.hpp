@@ -143,7 +143,7 @@
   X(unsupported_scheme,       "the URI scheme is not served")                                     \
   X(unsupported_transport,    "the transport is not served")                                      \
   /* writing */                                                                                   \
-  X(forbidden_octet,          "CR, LF, NUL or a misplaced blank cannot be written")                    \
+  X(forbidden_octet,          "CR, LF, NUL or a misplaced blank cannot be written")               \
   X(no_room,                  "the output does not fit in the buffer")                            \
   /* running */                                                                                   \
   X(bad_argument,             "an argument is out of its range")                                  \
@@ -873,6 +873,12 @@ inline bool parameters_agree(std::string_view a, std::string_view b, bool all_mu
   return true;
 }
 
+inline bool is_beyond_use(const UriView& uri) {
+  const auto separators =
+      std::count_if(uri.text.begin(), uri.text.end(), [](char c) { return c == ';' || c == '&'; });
+  return separators > 16 || uri.text.size() > 1024;
+}
+
 inline bool equal_tel_numbers(std::string_view a, std::string_view b) {
   std::size_t i = 0;
   std::size_t j = 0;
@@ -888,11 +894,11 @@ inline bool equal_tel_numbers(std::string_view a, std::string_view b) {
 
 /// Whether two URIs mean the same, by RFC 3261 19.1.4; tel by RFC 3966 section 4; other schemes by
 /// their text. Not transitive, as the RFC itself notes.
-/// Every parameter of one is looked for in the other, so URIs beyond any use (1024 octets) are
-/// compared octet by octet instead: nobody can buy much time with long ones.
+/// Every parameter of one is looked for in the other, so URIs beyond any use (more than 1024 octets
+/// or 16 parameters and headers) are compared octet by octet: nobody can buy much time with them.
 inline bool equivalent(const UriView& a, const UriView& b) {
-  constexpr std::size_t longest = 1024;
-  if (a.text.size() > longest || b.text.size() > longest) return a.text == b.text;
+  if (a.text == b.text) return true;
+  if (detail::is_beyond_use(a) || detail::is_beyond_use(b)) return false;
   if (!equal_ignoring_case(a.scheme_text, b.scheme_text)) return false;
   if (a.scheme == UriScheme::other) return a.host == b.host;
   if (a.scheme == UriScheme::tel) {
@@ -1647,8 +1653,10 @@ inline Result<CSeq> parse_cseq(std::string_view text) {
   detail::Scanner in(text);
   CSeq cseq;
   in.skip_blanks();
+  const Error no_number = in.error(ErrorCode::bad_cseq);
   const auto number = parse_digits(in.of_class(char_digit), 0x7fffffff);
-  if (!number || !is_blank(in.peek())) return in.error(ErrorCode::bad_cseq);
+  if (!number) return no_number;
+  if (!is_blank(in.peek())) return in.error(ErrorCode::bad_cseq);
   cseq.number = static_cast<std::uint32_t>(*number);
   in.skip_blanks();
   cseq.method = in.token();
@@ -1822,7 +1830,9 @@ class HeaderValues;
 
 class MessageView {
  public:
-  /// Reads `bytes`, which must stay where they are for as long as the view is used.
+  /// Reads `bytes`, which must stay where they are for as long as the view is used. Empty lines at
+  /// the front of a datagram are no part of the message (RFC 3261 7.5 asks that of streams, where
+  /// the StreamFramer sees to it); a datagram of nothing else is `empty`.
   ///
   /// Returns the first mistake in the frame: start line, header lines, Content-Length. Whatever the
   /// mistake, what could be indexed can be asked for. With Framing::stream a body that has not come
@@ -2007,7 +2017,7 @@ class HeaderValues {
       read();
     }
     void read() {
-      const std::size_t end = find_outside_quotes(rest_, ",");
+      const std::size_t end = find_outside_quotes(rest_, ',');
       current_ = trim(rest_.substr(0, end));
       more_in_field_ = end < rest_.size();
       if (more_in_field_) rest_.remove_prefix(end + 1);
@@ -2052,6 +2062,9 @@ inline Result<Via> MessageView::top_via() const {
 }
 
 inline Error MessageView::parse(std::string_view bytes, Framing framing) {
+  if (framing == Framing::datagram) {
+    while (bytes.substr(0, 2) == "\r\n") bytes.remove_prefix(2);
+  }
   base_ = bytes.data();
   body_begin_ = body_size_ = missing_ = status_code_ = 0;
   header_count_ = 0;
@@ -2083,7 +2096,7 @@ inline Error MessageView::parse(std::string_view bytes, Framing framing) {
     const std::string_view text = bytes.substr(position, line.end - position);
     const bool is_start_line = position == 0;
     position = line.next;
-    if (text.empty() && is_start_line) return ErrorCode::empty;
+    if (text.empty() && is_start_line) return line.error ? line.error : ErrorCode::empty;
     if (text.empty()) break;
     if (const Error error = is_start_line ? parse_start_line(text) : parse_header_line(text)) {
       note(error);
@@ -2405,7 +2418,8 @@ class StreamBuffers {
 };
 
 /// The reading side of one connection. In turn: read into `writable()`, `commit` what came, call
-/// `next()` until it says `need_more`. The events do not depend on how the octets were cut.
+/// `next()` until it says `need_more`, also where nothing came, because that gives an unused buffer
+/// back. The events do not depend on how the octets were cut.
 class StreamFramer {
  public:
   /// Messages of more than `max_message_octets` (at most sipmsg::max_message_size) are an error.
@@ -2506,7 +2520,7 @@ class StreamFramer {
       return false;
     }
     if (head_missing || size > limit_) {
-      return fail({ErrorCode::too_large, static_cast<std::int32_t>(octets.size())});
+      return fail({ErrorCode::too_large, static_cast<std::int32_t>(limit_)});
     }
     if (breaks_frame(error.code)) return fail(error);
     if (error.code != ErrorCode::incomplete) error_ = error;
@@ -5187,6 +5201,7 @@ inline Settings open_settings() {
     listener.name = std::string(transport_parameter(type));
     listener.type = type;
     listener.address = "127.0.0.1";
+    listener.answer_to_source = false;  // no Yate to be like: RFC 3261 18.2.2 and RFC 3581
     settings.listeners.push_back(std::move(listener));
   }
   settings.domains = {"*"};
@@ -6244,7 +6259,8 @@ constexpr std::uint64_t pack_handle(Handle handle) {
   return std::uint64_t{handle.generation} << 32 | handle.index;
 }
 constexpr Handle unpack_handle(std::uint64_t packed) {
-  return {static_cast<std::uint32_t>(packed & 0xffffffff), static_cast<std::uint32_t>(packed >> 32)};
+  return {static_cast<std::uint32_t>(packed & 0xffffffff),
+          static_cast<std::uint32_t>(packed >> 32)};
 }
 
 /// Objects at addresses that never change, found by index. Room for `chunk_size` objects is
@@ -6272,26 +6288,21 @@ class Slab {
   }
 
   /// The object, or null where it is gone.
-  T* get(Handle handle) {
-    if (!is_live(handle)) return nullptr;
-    return &at(handle.index);
-  }
-  const T* get(Handle handle) const { return const_cast<Slab*>(this)->get(handle); }
+  T* get(Handle handle) { return is_live(handle) ? &at(handle.index) : nullptr; }
+  const T* get(Handle handle) const { return is_live(handle) ? &at(handle.index) : nullptr; }
 
   /// The object with that index, which must be alive.
-  T& at(std::uint32_t index) { return *std::launder(reinterpret_cast<T*>(cell_at(index).storage)); }
-  const T& at(std::uint32_t index) const { return const_cast<Slab*>(this)->at(index); }
+  T& at(std::uint32_t index) { return object(cell_at(index)); }
+  const T& at(std::uint32_t index) const { return object(cell_at(index)); }
   /// The handle of the object with that index, which must be alive.
-  Handle handle_of(std::uint32_t index) const {
-    return {index, const_cast<Slab*>(this)->cell_at(index).generation};
-  }
+  Handle handle_of(std::uint32_t index) const { return {index, cell_at(index).generation}; }
 
   /// Ends the object's life; nothing happens where it is gone already.
   void destroy(Handle handle) {
     if (!is_live(handle)) return;
     Cell& cell = cell_at(handle.index);
     ++cell.generation;  // before the destructor, so that nothing finds the object any more
-    at(handle.index).~T();
+    object(cell).~T();
     cell.next_free = first_free_;
     first_free_ = handle.index;
     --size_;
@@ -6322,10 +6333,13 @@ class Slab {
   };
   static constexpr std::uint32_t none = 0xffffffff;
 
-  Cell& cell_at(std::uint32_t index) { return chunks_[index / chunk_size][index % chunk_size]; }
+  static T& object(Cell& cell) { return *std::launder(reinterpret_cast<T*>(cell.storage)); }
+  Cell& cell_at(std::uint32_t index) const {
+    return chunks_[index / chunk_size][index % chunk_size];
+  }
   bool is_live(Handle handle) const {
     return handle.generation % 2 == 1 && handle.index < capacity() &&
-           const_cast<Slab*>(this)->cell_at(handle.index).generation == handle.generation;
+           cell_at(handle.index).generation == handle.generation;
   }
   void add_chunk() {
     const auto first = static_cast<std::uint32_t>(capacity());
@@ -6722,6 +6736,8 @@ class Registrar {
   static constexpr std::uint64_t never = UINT64_MAX;
   /// Octets of all texts of one binding together, the user name among them.
   static constexpr std::size_t max_binding_text = 2048;
+  /// Parameters and headers of a contact's URI together.
+  static constexpr std::size_t max_uri_parts = 32;
 
   /// `key`: secret, so that nobody can choose names that collide in the table.
   Registrar(const RegistrarOptions& options, const SipHashKey& key)
@@ -6736,8 +6752,8 @@ class Registrar {
   /// change it is for the caller to decide first. `request` passed `validate`.
   ///
   /// 400: a contact is malformed or not a sip URI, or `Contact: *` is not alone or has no Expires
-  /// of 0. 403: more bindings than one user may have, or one with more text than is kept. 423: for
-  /// too short a time. 500: overtaken by a later request. 503: the table is full.
+  /// of 0. 403: more bindings than one user may have, or one larger than is kept. 423: for too
+  /// short a time. 500: overtaken by a later request. 503: the table is full.
   RegisterOutcome update(std::string_view user, const MessageView& request, const Flow& source,
                          std::uint64_t now_ms);
 
@@ -6896,11 +6912,16 @@ class Registrar {
     return by_connection_.find(
         hash_of(socket), [&](std::uint32_t i) { return records_.at(i).flow.socket == socket; });
   }
+  /// Comparing two URIs takes as many steps as the one has parameters and headers times those of
+  /// the other, and one request may ask for hundreds of comparisons: both are limited.
   static bool fits(std::string_view user, const Binding& binding) {
-    return user.size() + binding.contact_uri.size() + binding.instance.size() +
-                   binding.path.size() + binding.user_agent.size() + binding.call_id.size() <=
-               max_binding_text &&
-           binding.instance.size() <= 255 && binding.user_agent.size() <= max_user_agent_size;
+    const std::size_t size = user.size() + binding.contact_uri.size() + binding.instance.size() +
+                             binding.path.size() + binding.user_agent.size() +
+                             binding.call_id.size();
+    std::size_t parts = 0;
+    for (char c : binding.contact_uri) parts += c == ';' || c == '&';
+    return size <= max_binding_text && parts <= max_uri_parts && binding.instance.size() <= 255 &&
+           binding.user_agent.size() <= max_user_agent_size;
   }
   bool has_room(std::string_view user, std::uint64_t now_ms) const {
     return !user.empty() && records_.size() < options_.max_bindings &&
@@ -6971,14 +6992,6 @@ inline void append_printable(std::string& out, std::string_view text) {
   }
 }
 
-inline bool has_control_octets(std::string_view text) {
-  for (char c : text) {
-    const auto octet = static_cast<unsigned char>(c);
-    if (octet < 0x20 || octet == 0x7f) return true;
-  }
-  return false;
-}
-
 /// A contact as it may stand in a request line: without what RFC 3261 19.1.1 allows in a contact
 /// only, which are headers (RFC 4475 3.3.14: a Route among them must not be obeyed) and `method`.
 inline std::string request_uri_of(const UriView& contact) {
@@ -7028,7 +7041,7 @@ inline RegisterOutcome Registrar::read(const MessageView& request, const Flow& s
     if (plan.path.empty()) route = route_to_contact(wanted.uri, source, options_.nat);
     binding.flow = route.flow;
     binding.nat = route.nat;
-    if (!fits(plan.user, binding)) return refuse(403, "Contact too long");
+    if (!fits(plan.user, binding)) return refuse(403, "Contact too large");
     plan.wanted.push_back(wanted);
   }
   return {};
@@ -7059,7 +7072,7 @@ inline Error Registrar::read_contact(std::string_view element, Wanted& wanted) {
   Binding& binding = wanted.binding;
   binding.contact_uri = wanted.uri.text;
   binding.instance = wanted.parameters.find("+sip.instance").value_or(std::string_view());
-  if (detail::has_control_octets(binding.instance)) return ErrorCode::bad_parameter;
+  if (find_control(binding.instance) != binding.instance.size()) return ErrorCode::bad_parameter;
   // RFC 5626 6: reg-id means nothing without an instance.
   const auto reg_id = parse_digits(wanted.parameters.find("reg-id").value_or(""), 0x7fffffff);
   if (!binding.instance.empty() && reg_id) binding.reg_id = static_cast<std::uint32_t>(*reg_id);
@@ -7335,7 +7348,7 @@ inline std::size_t Registrar::remove_connection(std::uint32_t socket) {
 }
 
 /// One walk over the table when something may have expired, but not more often than the gap: a
-/// table of 50,000 costs a millisecond then, and one of two softphones wakes nobody in between.
+/// table of 50,000 costs half a millisecond, and one of two softphones wakes nobody in between.
 /// Bindings last differently long, so that a queue would have to be sorted; and as nobody sees an
 /// expired binding anyway, being late costs only its memory.
 inline void Registrar::advance(std::uint64_t now_ms) {
@@ -7385,10 +7398,10 @@ inline void Registrar::write_contacts(Output& out, std::string_view user,
 
 namespace detail {
 
-/// Appends with everything escaped that means something to the grammar of the file or could be lost
-/// in it: control octets and blanks, the %, and the signs of sections, comments and continuation.
+/// Appends with everything escaped that would end a line, a section's name or the escaping itself,
+/// be trimmed away, name a run parameter or a directive ($), or continue a line (the backslash).
 inline void append_ini_escaped(std::string& out, std::string_view text) {
-  constexpr std::string_view signs = "%[]{}$;=\\";
+  constexpr std::string_view signs = "%]$\\";
   constexpr char hex[] = "0123456789ABCDEF";
   for (char c : text) {
     const auto octet = static_cast<unsigned char>(c);
@@ -7565,6 +7578,7 @@ inline bool answers_to(const UserSettings& user, std::string_view name) {
 /// All users, found by name. Names compare octet by octet, case included, as in Yate.
 class UserDirectory {
  public:
+  /// `key`: secret, so that nobody can choose names that collide in the tables.
   explicit UserDirectory(const SipHashKey& key = {}) : key_(key) {}
 
   /// The first of two users with one name stays.
@@ -7572,8 +7586,8 @@ class UserDirectory {
     if (find(user.name) != nullptr) return;
     const auto number = static_cast<std::uint32_t>(users_.size());
     by_name_.insert(SipHash::of(key_, user.name), number);
-    for (const std::string& alternative : user.alternatives) {
-      by_alternative_.insert(SipHash::of(key_, alternative), number);
+    for (const std::string& name : user.alternatives) {
+      if (name != user.name) add_alternative(name, number);
     }
     users_.push_back(std::move(user));
   }
@@ -7589,31 +7603,86 @@ class UserDirectory {
   /// order of the file; returns how many there are.
   template <class Use>
   std::size_t for_each_alternative(std::string_view name, Use use) const {
-    const auto lists_it = [&](std::uint32_t n) {
-      return users_[n].name != name && answers_to(users_[n], name);
-    };
-    if (by_alternative_.find(SipHash::of(key_, name), lists_it) == HashIndex::npos) return 0;
-    std::size_t count = 0;
-    for (std::uint32_t n = 0; n < users_.size(); ++n) {
-      if (!lists_it(n)) continue;
-      use(users_[n]);
-      ++count;
-    }
-    return count;
+    const std::uint32_t found = find_alternative(name);
+    if (found == HashIndex::npos) return 0;
+    const std::vector<std::uint32_t>& numbers = alternatives_[found].users;
+    for (std::uint32_t number : numbers) use(users_[number]);
+    return numbers.size();
   }
 
   /// Whether a message to that name could ever find somebody.
   bool knows(std::string_view name) const {
-    return find(name) != nullptr || for_each_alternative(name, [](const UserSettings&) {}) > 0;
+    return find(name) != nullptr || find_alternative(name) != HashIndex::npos;
   }
 
   std::size_t size() const { return users_.size(); }
 
  private:
+  /// A name that is none of a user's own, and all who answer to it.
+  struct Alternative {
+    std::string name;
+    std::vector<std::uint32_t> users;
+  };
+
+  std::uint32_t find_alternative(std::string_view name) const {
+    return by_alternative_.find(SipHash::of(key_, name),
+                                [&](std::uint32_t n) { return alternatives_[n].name == name; });
+  }
+  void add_alternative(const std::string& name, std::uint32_t user) {
+    std::uint32_t found = find_alternative(name);
+    if (found == HashIndex::npos) {
+      found = static_cast<std::uint32_t>(alternatives_.size());
+      alternatives_.push_back({name, {}});
+      by_alternative_.insert(SipHash::of(key_, name), found);
+    }
+    std::vector<std::uint32_t>& users = alternatives_[found].users;
+    if (users.empty() || users.back() != user) users.push_back(user);
+  }
+
   SipHashKey key_;
   std::vector<UserSettings> users_;
+  std::vector<Alternative> alternatives_;
   HashIndex by_name_;
   HashIndex by_alternative_;
+};
+
+/// A copy of a text that allocates nothing as long as it is short, as names are.
+class ShortText {
+ public:
+  ShortText() = default;
+  explicit ShortText(std::string_view text) {
+    reserve(text.size());
+    for (char c : text) push_back(c);
+  }
+  /// Decodes %-escapes, once.
+  static ShortText unescaped(std::string_view text) {
+    ShortText result;
+    result.reserve(text.size());
+    for (UnescapedOctets octets(text); !octets.done();) result.push_back(octets.next());
+    return result;
+  }
+  /// Lifetime: as long as this object lives and is not assigned to.
+  std::string_view view() const {
+    return is_long_ ? std::string_view(long_) : std::string_view(short_.data(), size_);
+  }
+
+ private:
+  void reserve(std::size_t size) {
+    is_long_ = size > short_.size();
+    if (is_long_) long_.reserve(size);
+  }
+  void push_back(char c) {
+    if (is_long_) {
+      long_.push_back(c);
+    } else {
+      short_[size_++] = c;
+    }
+  }
+
+  std::array<char, 64> short_;  // left uninitialised: only the first size_ octets are ever read
+  std::size_t size_ = 0;
+  bool is_long_ = false;
+  std::string long_;
 };
 
 /// Names the message a handler wants to answer later. Good until it is answered or its deadline is
@@ -7643,20 +7712,23 @@ class Verdict {
 
   /// Not mine: ask the next handler.
   static Verdict next() { return Verdict(Kind::next); }
-  /// I took it: the sender gets this 2xx now, and the message goes no further.
+  /// I took it: the sender gets this 2xx now, 202 in place of any other code, and the message goes
+  /// no further.
   static Verdict accept(int code = 202) { return Verdict(Kind::accept, code); }
-  /// Refused with this code (300 to 699) and phrase, "" for the usual one.
+  /// Refused with this code and phrase, "" for the usual one. 408 may not be said of a message
+  /// (RFC 4320 4.2) and goes out as 480; a code that is not from 300 to 699 as 500.
   static Verdict reject(int code, std::string phrase = {}) {
     return Verdict(Kind::reject, code, std::move(phrase));
   }
   /// To these: a user name or a sip URI of our own domains means that user's bindings; a URI with a
-  /// numeric host of somewhere else is sent there, because the handler says so.
+  /// numeric host of somewhere else is sent there, because the handler says so. Without any: to the
+  /// bindings of whom the message calls.
   static Verdict forward(std::vector<std::string> uris) {
     Verdict verdict(Kind::forward);
     verdict.uris_ = std::move(uris);
     return verdict;
   }
-  /// The verdict comes later, under the request's key.
+  /// The verdict comes later, under the request's key, and not before the handler has returned.
   static Verdict later() { return Verdict(Kind::later); }
 
   Kind kind() const { return kind_; }
@@ -7688,6 +7760,7 @@ class HandlerChain {
     Id id = 0;
   };
 
+  /// The id is for `remove`, and never 0.
   Id add(int priority, RouteHandler handler) {
     const Id id = ++last_id_;
     Entry entry{{priority, id}, std::make_shared<RouteHandler>(std::move(handler))};
@@ -7720,6 +7793,7 @@ class HandlerChain {
       if (found == entries_.end()) return Verdict::next();
       position = found->position;
       const std::shared_ptr<RouteHandler> handler = found->handler;
+      if (!*handler) continue;
       Verdict verdict = (*handler)(request);
       if (verdict.kind() != Verdict::Kind::next) return verdict;
     }
@@ -7754,7 +7828,8 @@ class HandlerChain {
 
 namespace sipmsg {
 
-/// The domains this server answers for: names, addresses, or any. Ports do not matter.
+/// The domains this server answers for: names, addresses, or any. Ports do not matter, nor does the
+/// case of names.
 class OwnDomains {
  public:
   /// "*" makes every domain ours. An IPv6 address may stand in brackets.
@@ -7764,7 +7839,7 @@ class OwnDomains {
     } else if (const auto ip = parse_ip(domain)) {
       addresses_.push_back(*ip);
     } else if (!domain.empty()) {
-      names_.push_back(to_lower(domain));
+      names_.push_back(std::string(without_last_dot(domain)));
     }
   }
   void add(const IpAddress& address) { addresses_.push_back(address); }
@@ -7772,8 +7847,9 @@ class OwnDomains {
   /// Whether a URI's host, IPv6 without brackets, is ours.
   bool contains(std::string_view host) const {
     if (any_) return true;
+    const std::string_view wanted = without_last_dot(host);
     for (const std::string& name : names_) {
-      if (equal_ignoring_case(name, without_last_dot(host))) return true;
+      if (equal_ignoring_case(name, wanted)) return true;
     }
     if (const auto ip = parse_ip(host)) {
       return std::find(addresses_.begin(), addresses_.end(), *ip) != addresses_.end();
@@ -7800,6 +7876,27 @@ enum class ChallengeKind : std::uint8_t { www, proxy };
 
 constexpr int challenge_code(ChallengeKind kind) { return kind == ChallengeKind::www ? 401 : 407; }
 
+/// A few header fields of one message, by their index in it.
+class FieldList {
+ public:
+  static constexpr std::size_t capacity = 12;
+
+  void add(std::size_t field) {
+    overflowed_ = overflowed_ || count_ == capacity;
+    if (!overflowed_) fields_[count_++] = static_cast<std::uint8_t>(field);
+  }
+  /// Whether there were more than the list can hold.
+  bool overflowed() const { return overflowed_; }
+  const std::uint8_t* begin() const { return fields_.data(); }
+  const std::uint8_t* end() const { return fields_.data() + count_; }
+
+ private:
+  static_assert(SIPMSG_MAX_HEADERS <= 256, "an index takes one octet");
+  std::array<std::uint8_t, capacity> fields_{};
+  std::uint8_t count_ = 0;
+  bool overflowed_ = false;
+};
+
 /// What came of asking who sent a request.
 struct Identity {
   enum class Kind : std::uint8_t {
@@ -7809,10 +7906,8 @@ struct Identity {
   };
   Kind kind = Kind::anonymous;
   const UserSettings* user = nullptr;
-  /// Credentials were there and the response did not fit: worth a line in the log.
-  bool refused = false;
-  /// The field that carried our credentials: not for the recipient's eyes.
-  std::size_t field = 0;
+  /// Why credentials for our realm were refused, for the log; empty where they were not.
+  std::string_view refusal;
 };
 
 /// Judges the credentials of requests and writes challenges.
@@ -7821,26 +7916,28 @@ class AccessControl {
   AccessControl(DigestOptions options, std::string_view secret)
       : authenticator_(std::move(options), secret) {}
 
-  /// Reads every credential of the request that is for our realm; the first that is right counts.
+  /// Reads the credentials of the request that are for our realm; the first that are right count.
+  /// Adds the fields they stand in to `own`: they are not for the eyes of a recipient, who could
+  /// try passwords on them.
   Identity identify(const MessageView& request, ChallengeKind kind, const UserDirectory& users,
-                    const IpAddress& source, std::uint64_t now_ms) {
-    const HeaderId id =
-        kind == ChallengeKind::www ? HeaderId::authorization : HeaderId::proxy_authorization;
+                    const IpAddress& source, std::uint64_t now_ms, FieldList& own) {
     Identity identity;
-    for (std::size_t field = request.find(id); field != request.header_count();
-         field = request.find_next(field)) {
-      const auto credentials = parse_credentials(request.field(field).value);
-      if (!credentials || !credentials->is_digest) continue;
-      const Identity judged = judge(*credentials, request, users, source, now_ms);
-      if (judged.kind == Identity::Kind::anonymous) {
-        identity.refused = identity.refused || judged.refused;
-        continue;
+    std::size_t judged = 0;
+    for_each_own(request, kind, [&](std::size_t field, const DigestCredentials& credentials) {
+      own.add(field);
+      if (identity.kind == Identity::Kind::known || judged++ >= max_judged) return;
+      const Identity next = judge(credentials, request, users, source, now_ms);
+      if (next.kind != Identity::Kind::anonymous || identity.kind == Identity::Kind::anonymous) {
+        identity = next;
       }
-      identity = judged;
-      identity.field = field;
-      if (identity.kind == Identity::Kind::known) return identity;
-    }
+    });
     return identity;
+  }
+
+  /// Adds the fields with credentials for our realm, unread.
+  void find_own(const MessageView& request, ChallengeKind kind, FieldList& own) const {
+    for_each_own(request, kind,
+                 [&own](std::size_t field, const DigestCredentials&) { own.add(field); });
   }
 
   /// Writes the challenge headers of a 401 or 407, one for each algorithm (RFC 8760 2.3).
@@ -7860,12 +7957,29 @@ class AccessControl {
   const std::string& realm() const { return authenticator_.options().realm; }
 
  private:
+  /// Judging costs a few hashes, over the body too for auth-int. One realm needs one credential.
+  static constexpr std::size_t max_judged = 4;
+
+  /// Calls `use(field, credentials)` on each credential for our realm, malformed ones left out.
+  template <class Use>
+  void for_each_own(const MessageView& request, ChallengeKind kind, Use use) const {
+    const HeaderId id =
+        kind == ChallengeKind::www ? HeaderId::authorization : HeaderId::proxy_authorization;
+    for (std::size_t field = request.find(id); field != request.header_count();
+         field = request.find_next(field)) {
+      const auto credentials = parse_credentials(request.field(field).value);
+      if (!credentials || !credentials->is_digest) continue;
+      if (detail::equal_unquoted(credentials->realm, realm())) use(field, *credentials);
+    }
+  }
+
   Identity judge(const DigestCredentials& credentials, const MessageView& request,
                  const UserDirectory& users, const IpAddress& source, std::uint64_t now_ms) {
     Identity identity;
     name_.clear();
-    for (UnquotedOctets octets(credentials.username); !octets.done();)
+    for (UnquotedOctets octets(credentials.username); !octets.done();) {
       name_.push_back(octets.next());
+    }
     const UserSettings* user = users.find(name_);
     if (user != nullptr && !user->has_password) user = nullptr;
     // An empty password lets everyone in who gives the name, as in Yate; `check` warns of it.
@@ -7885,7 +7999,9 @@ class AccessControl {
         break;
       case DigestVerdict::stale: identity.kind = Identity::Kind::stale; break;
       case DigestVerdict::wrong_response:
-      case DigestVerdict::wrong_uri: identity.refused = true; break;
+        identity.refusal = "wrong password or unknown user";
+        break;
+      case DigestVerdict::wrong_uri: identity.refusal = "credentials for another address"; break;
       case DigestVerdict::wrong_scheme:
       case DigestVerdict::wrong_realm:
       case DigestVerdict::wrong_algorithm: break;
@@ -7898,7 +8014,8 @@ class AccessControl {
   std::string challenge_;  ///< the same
 };
 
-/// Whether an authenticated user may send under that From, or register that To.
+/// Whether an authenticated user may send under that From, or register that To: under its own name
+/// or an alternative, in a domain of ours.
 inline bool may_speak_as(const UserSettings& user, const UriView& address,
                          std::string_view decoded_user, const OwnDomains& domains) {
   return answers_to(user, decoded_user) && domains.contains(address.host);
@@ -7920,7 +8037,9 @@ inline bool may_speak_as(const UserSettings& user, const UriView& address,
 // RFC 3261 17.1.2 (client), 17.2.1 and 17.2.2 (server), 17.2.3 (matching), 8.2.6 and 8.2.7
 // (answers with and without state), 18.2.2 and RFC 3581 (where answers go), RFC 4320 (no answer is
 // better than a late one). Left out on purpose: the INVITE client and answers 2xx to INVITE, for
-// this stack places and takes no calls; a client that repeats over another transport.
+// this stack places and takes no calls; a client that repeats over another transport; a 100 that
+// nobody asked for: some clients take it for the answer, and who repeats at T2 anyhow gains
+// nothing.
 
 namespace sipmsg {
 
@@ -7947,8 +8066,8 @@ struct ServerTransaction : Handle {};
 /// Names a request we sent, until its final response or failure was told.
 struct ClientTransaction : Handle {};
 
-/// Who is told what arrives. Everything may be called from inside these functions: respond, send,
-/// forget, advance and connection_closed, for the same transaction and for others.
+/// Who is told what arrives. From inside these functions every function of the layer may be called,
+/// for the same transaction and for others; only destroyed it may not be.
 class TransactionUser {
  public:
   /// A new request, well formed, never a retransmission and never an ACK. To be answered now or
@@ -8006,6 +8125,8 @@ struct TransactionKey {
 };
 
 using ToTag = std::array<char, 16>;
+
+inline std::string_view text_of(const ToTag& tag) { return {tag.data(), tag.size()}; }
 
 /// Makes keys, and To tags from keys.
 class TransactionHash {
@@ -8238,6 +8359,10 @@ class TransactionLayer {
   void on_timer(const Timer& timer, std::uint64_t now_ms);
 
   // The tables.
+  std::uint32_t find_server(const detail::TransactionKey& key) const {
+    return server_index_.find(key.low,
+                              [&](std::uint32_t index) { return servers_.at(index).key == key; });
+  }
   void destroy(ServerRecord& server);
   void join_connection(ClientRecord& client);
   void leave_connection(ClientRecord& client);
@@ -8339,7 +8464,7 @@ inline TransactionKey TransactionHash::of_legacy_request(const MessageView& requ
   // The To tag of an ACK is that of our answer, which the INVITE did not have yet.
   const TransactionKey of_invite = key({});
   const ToTag our_tag = tag(of_invite);
-  return to_tag == std::string_view(our_tag.data(), our_tag.size()) ? of_invite : key(to_tag);
+  return to_tag == text_of(our_tag) ? of_invite : key(to_tag);
 }
 
 /// RFC 3261 17.1.3: branch and method. That the sent-by is one of ours is not asked: nobody else
@@ -8364,8 +8489,6 @@ inline ToTag TransactionHash::tag(std::string_view text) const {
   write_hex(hash.finish(), tag.data());
   return tag;
 }
-
-inline std::string_view text_of(const ToTag& tag) { return {tag.data(), tag.size()}; }
 
 /// Beyond what a message may have, for the stamps on Via and for header names in full.
 inline constexpr std::size_t transaction_scratch_size = max_message_size + 1024;
@@ -8417,8 +8540,7 @@ inline void TransactionLayer::receive_request(const MessageView& request, const 
                                               std::uint64_t now_ms) {
   const auto via = request.top_via();
   const detail::TransactionKey key = hash_.of_request(request, *via, from, request.method());
-  const std::uint32_t found = server_index_.find(
-      key.low, [&](std::uint32_t index) { return servers_.at(index).key == key; });
+  const std::uint32_t found = find_server(key);
   const bool is_ack = request.method() == Method::ack;
   if (found != HashIndex::npos) {
     const ServerEvent event{is_ack ? ServerEvent::ack : ServerEvent::request_again, now_ms};
@@ -8515,13 +8637,9 @@ inline void TransactionLayer::receive_response(const MessageView& response, cons
       key.low, [&](std::uint32_t index) { return clients_.at(index).key == key; });
   // RFC 3261 18.1.2 leaves strays to the core; RFC 4320 4.3 forbids to pass them on.
   if (found == HashIndex::npos) return;
-  ClientEvent event{};
-  event.kind =
+  const auto kind =
       response.status_code() < 200 ? ClientEvent::provisional : ClientEvent::final_response;
-  event.now_ms = now_ms;
-  event.response = &response;
-  event.from = &from;
-  on_event(clients_.at(found), event);
+  on_event(clients_.at(found), {kind, now_ms, &response, &from});
 }
 
 // The server machines.
@@ -8741,9 +8859,7 @@ inline ServerTransaction TransactionLayer::find_cancelled(const MessageView& can
                                                           const Flow& from) const {
   const auto via = cancel.top_via();
   if (!via) return {};
-  const detail::TransactionKey key = hash_.of_request(cancel, *via, from, Method::invite);
-  const std::uint32_t found = server_index_.find(
-      key.low, [&](std::uint32_t index) { return servers_.at(index).key == key; });
+  const std::uint32_t found = find_server(hash_.of_request(cancel, *via, from, Method::invite));
   if (found == HashIndex::npos) return {};
   return {servers_.handle_of(found)};
 }
@@ -8888,13 +9004,7 @@ inline void TransactionLayer::repeat_request(ClientRecord& client, TimerQueue& n
   if (now_ms >= client.end.deadline_ms()) return;  // time jumped: Timer F is due as well
   if (++client.sends < options_.max_request_sends) next_interval.start(client.resend, now_ms);
   const Slices request({client.request.data(), client.request.size()});
-  if (const Error error = sink_.send(client.flow, request)) {
-    ClientEvent event{};
-    event.kind = ClientEvent::broken;
-    event.now_ms = now_ms;
-    event.error = error;
-    on_event(client, event);
-  }
+  if (const Error error = sink_.send(client.flow, request)) fail(client, error);
 }
 
 inline std::uint64_t TransactionLayer::user_data(ClientTransaction client) const {
@@ -8964,10 +9074,7 @@ inline void TransactionLayer::connection_closed(std::uint32_t socket, Error erro
   // Out of the index first: what a callback sends over the same number is not concerned.
   connection_index_.erase(detail::hash_of_socket(socket), index);
   const Handle connection = connections_.handle_of(index);
-  ClientEvent event{};
-  event.kind = ClientEvent::broken;
-  event.now_ms = now_ms;
-  event.error = error;
+  const ClientEvent event{ClientEvent::broken, now_ms, nullptr, nullptr, error};
   while (const auto* remaining = connections_.get(connection)) {
     on_event(clients_.at(remaining->first_client), event);
   }
@@ -8985,17 +9092,13 @@ inline void TransactionLayer::on_timer(const Timer& timer, std::uint64_t now_ms)
     static_cast<void>(on_event(servers_.at(timer.owner), ServerEvent{kind, now_ms}));
     return;
   }
-  ClientEvent event{};
-  event.kind = timer.kind == detail::client_resend ? ClientEvent::resend : ClientEvent::end;
-  event.now_ms = now_ms;
-  on_event(clients_.at(timer.owner), event);
+  const auto kind = timer.kind == detail::client_resend ? ClientEvent::resend : ClientEvent::end;
+  on_event(clients_.at(timer.owner), {kind, now_ms});
 }
 
 inline void TransactionLayer::close() {
   is_closed_ = true;
-  ClientEvent event{};
-  event.kind = ClientEvent::broken;
-  event.error = ErrorCode::closed;
+  const ClientEvent event{ClientEvent::broken, 0, nullptr, nullptr, ErrorCode::closed};
   clients_.for_each([&](Handle, ClientRecord& client) { on_event(client, event); });
   servers_.for_each([this](Handle, ServerRecord& server) { destroy(server); });
 }
@@ -9013,6 +9116,8 @@ inline void TransactionLayer::close() {
 // silent never makes a 408 (RFC 4320): the sender gets 480 shortly before it would give up by
 // itself. A copy keeps going to its phone after another phone answered: a message is for all of
 // them.
+// RFC 5393: a forking proxy must find loops, and bounds by Max-Breadth how often a request doubles.
+// Left out on purpose: sending to one target after the other by q, and redirection.
 
 namespace sipmsg {
 
@@ -9025,6 +9130,29 @@ class ServerLog {
   ~ServerLog() = default;
 };
 
+/// So many lines of one kind a minute and no more: who sends requests must not be able to fill the
+/// disk with what we say about them.
+class LogLimit {
+ public:
+  explicit LogLimit(std::uint32_t lines_a_minute) : most_(lines_a_minute) {}
+
+  /// Whether one more line may be written now. Ask before putting its text together.
+  bool admits(std::uint64_t now_ms) {
+    if (now_ms - begin_ms_ >= 60000) {
+      begin_ms_ = now_ms;
+      count_ = 0;
+    }
+    if (count_ == most_) return false;
+    ++count_;
+    return true;
+  }
+
+ private:
+  std::uint32_t most_;
+  std::uint32_t count_ = 0;
+  std::uint64_t begin_ms_ = 0;
+};
+
 /// What has happened since the start.
 struct ServerCounters {
   std::uint64_t relayed = 0;    ///< MESSAGE requests that went to at least one binding
@@ -9033,17 +9161,47 @@ struct ServerCounters {
   std::uint64_t dropped = 0;    ///< requests of a flood that got no answer
 };
 
+namespace detail {
+
+/// Larger than any message with what we add to it.
+inline constexpr std::size_t relay_scratch_size = max_message_size + 4096;
+
+/// How long the sender of a request that came at `received_ms` is still to be kept waiting: until
+/// 60*T1 after that, for at 64*T1 its own timer ends. In whole steps of 4*T1, and so a little less
+/// where some of it is over, that there are few queues of timers.
+constexpr std::uint64_t patience_ms(std::uint64_t received_ms, std::uint64_t now_ms,
+                                    std::uint64_t t1_ms) {
+  const std::uint64_t step_ms = 4 * t1_ms;
+  const std::uint64_t over_ms = now_ms - received_ms;
+  return over_ms >= 15 * step_ms ? 0 : (15 * step_ms - over_ms) / step_ms * step_ms;
+}
+
+}  // namespace detail
+
 /// Sends the answers that are our own and not a recipient's.
 class OwnAnswers {
  public:
   OwnAnswers(TransactionLayer& layer, ServerCounters& counters)
-      : layer_(layer), counters_(counters), scratch_(scratch_size) {}
+      : layer_(layer), counters_(counters), scratch_(new char[detail::relay_scratch_size]) {}
 
-  void set_server_name(std::string name) { server_name_ = std::move(name); }
+  /// For the Server header; empty: none is written.
+  void set_server_name(std::string_view name) {
+    server_name_ = name;
+    const auto ends_line = [](char c) { return c == '\r' || c == '\n' || c == '\0'; };
+    server_name_.erase(std::remove_if(server_name_.begin(), server_name_.end(), ends_line),
+                       server_name_.end());
+  }
+  /// For the Retry-After that every 503 gets (RFC 3261 21.5.4).
+  void set_retry_after(std::uint32_t seconds) { retry_after_s_ = seconds; }
+  /// The time, from now on.
+  void set_now(std::uint64_t now_ms) { now_ms_ = now_ms; }
 
-  /// `add_headers(Output&)` writes further header lines.
+  /// A code that may not be sent is replaced by one that may: 408, which RFC 4320 4.2 forbids for
+  /// all requests but INVITE, by 480; one that is no final code by 500. A phrase that cannot stand
+  /// in a status line gives way to the usual one. `add_headers(Output&)` writes further headers.
   template <class AddHeaders>
   void send(ServerTransaction server, int code, std::string_view phrase, AddHeaders add_headers) {
+    code = sendable(code);
     const std::string_view answer = write(server, code, phrase, add_headers);
     if (!answer.empty()) static_cast<void>(layer_.respond(server, code, Slices(answer), now_ms_));
   }
@@ -9058,21 +9216,29 @@ class OwnAnswers {
     static_cast<void>(layer_.respond_statelessly(server, code, Slices(answer), now_ms_));
   }
 
-  /// The time, from now on.
-  void set_now(std::uint64_t now_ms) { now_ms_ = now_ms; }
-
  private:
-  static constexpr std::size_t scratch_size = max_message_size + 4096;
+  static constexpr std::size_t max_phrase_size = 256;
+
+  static int sendable(int code) {
+    if (code == 408) return 480;
+    return code < 200 || code > 699 ? 500 : code;
+  }
+  static std::string_view sendable(std::string_view phrase) {
+    const bool forbidden =
+        phrase.find_first_of(std::string_view("\r\n\0", 3)) != std::string_view::npos;
+    return forbidden || phrase.size() > max_phrase_size ? std::string_view() : phrase;
+  }
 
   /// Empty for a request whose head does not fit, of some 60,000 octets: its sender's timer ends
   /// it.
   template <class AddHeaders>
   std::string_view write(ServerTransaction server, int code, std::string_view phrase,
                          AddHeaders add_headers) {
-    Output out(scratch_.data(), scratch_.size());
-    layer_.begin_response(server, code, phrase, out);
+    Output out(scratch_.get(), detail::relay_scratch_size);
+    layer_.begin_response(server, code, sendable(phrase), out);
     add_headers(out);
-    write_header(out, HeaderId::server, server_name_);
+    if (code == 503) write_header(out, HeaderId::retry_after, retry_after_s_);
+    if (!server_name_.empty()) write_header(out, HeaderId::server, server_name_);
     write_body(out, {}, {});
     if (out.error()) return {};
     if (code >= 300) ++counters_.refused;
@@ -9082,7 +9248,8 @@ class OwnAnswers {
   TransactionLayer& layer_;
   ServerCounters& counters_;
   std::string server_name_;
-  std::vector<char> scratch_;
+  std::uint32_t retry_after_s_ = 30;
+  std::unique_ptr<char[]> scratch_;
   std::uint64_t now_ms_ = 0;
 };
 
@@ -9098,14 +9265,18 @@ struct RelayRequest {
   ServerTransaction server;
   const MessageView* message = nullptr;
   Flow source;
-  bool pop_route = false;             ///< the first Route names us (RFC 3261 16.4)
-  std::size_t credentials_field = 0;  ///< our credentials, not for the recipient; or header_count()
-  std::uint32_t max_forwards = 70;    ///< to be written, already decremented
+  std::uint64_t received_ms = 0;
+  std::uint64_t loop_hash = 0;      ///< from RelaySet::loop_hash
+  std::uint32_t max_forwards = 70;  ///< to be written, already decremented
+  FieldList removed;                ///< what is not for the recipient
 };
 
+/// All messages that are on their way.
 class RelaySet {
  public:
-  static constexpr std::size_t max_branches = 16;
+  /// So many copies of one request may exist at once, here and at the proxies behind us: the
+  /// Max-Breadth that RFC 5393 5.3.3 recommends.
+  static constexpr std::uint32_t max_breadth = 60;
 
   RelaySet(TransactionLayer& layer, Sink& sink, OwnAnswers& answers, ServerCounters& counters,
            ServerLog& log, std::uint32_t t1_ms, const SipHashKey& secret)
@@ -9114,16 +9285,19 @@ class RelaySet {
         answers_(answers),
         counters_(counters),
         log_(log),
-        loop_key_(secret),
+        t1_ms_(t1_ms),
         random_(secret),
-        silence_(timers_.queue(std::uint64_t{60} * t1_ms)) {}
+        loop_hash_(detail::next_key(random_)),
+        scratch_(new char[detail::relay_scratch_size]) {}
 
-  /// Sends the message to each target, at most `max_branches`; the sender's answer follows by
-  /// itself, 480 where no target could be reached.
+  /// Sends the message to each target. The sender's answer follows by itself: 480 where no target
+  /// can be reached, 440 where there are more of them than the request's breadth.
   void start(const RelayRequest& request, const RelayTarget* targets, std::size_t count);
 
+  /// What the branches of this request will carry, so that it is known again.
+  std::uint64_t loop_hash(const MessageView& request) const;
   /// Whether the request was here before, with the same Request-URI: 482 (RFC 3261 16.3 step 4).
-  bool is_loop(const MessageView& request) const;
+  bool is_loop(const MessageView& request, std::uint64_t loop_hash) const;
 
   void on_response(ClientTransaction client, const MessageView& response);
   void on_failure(ClientTransaction client);
@@ -9133,34 +9307,40 @@ class RelaySet {
   /// When `advance` has something to do next; nothing where no message is on its way.
   std::optional<std::uint64_t> next_deadline() const { return timers_.next_deadline(); }
   std::size_t size() const { return relays_.size(); }
+  /// Octets held by answers that are kept until a better one comes.
+  std::size_t kept_size() const { return blocks_.in_use_size(); }
 
  private:
   /// The response context of RFC 3261 16: what the branches of one request have answered so far.
   struct Relay {
     ServerTransaction server;
     Timer timer;
-    std::array<ClientTransaction, max_branches> branches{};
-    std::uint8_t branch_count = 0;
-    std::uint8_t open_branches = 0;
+    std::uint32_t open_branches = 0;
     bool answered = false;
-    int best_code = 0;  ///< 0 where no answer is there yet
-    Block best;
+    int best_code = 0;                 ///< 0 where no answer is there yet
+    std::uint32_t best_body_size = 0;  ///< of `best`
+    Block best;                        ///< empty where there was no memory for it
     std::string challenges;  ///< header lines of the 401 and 407 that are not `best` (16.7 step 7)
   };
 
-  static constexpr std::size_t token_size = 13;  // 64 bits of chance, or of the loop's hash
-  static constexpr std::size_t datagram_limit = 1300;
-  static constexpr std::size_t scratch_size = max_message_size + 4096;
+  static constexpr std::size_t token_size = 13;        // 64 bits of chance
+  static constexpr std::size_t path_mtu = 1300;        // RFC 3261 18.1.1
+  static constexpr std::size_t added_size = 160;       // what our edits add, about
+  static constexpr std::size_t max_datagram = 65507;   // over IPv4; a little more over IPv6
+  static constexpr std::size_t max_challenges = 8192;  // octets of `challenges`
+  static constexpr std::size_t max_kept = 16U << 20U;  // octets of all `best`
 
-  bool send_branch(const RelayRequest& request, Handle handle, RelayTarget target);
-  Slices edit(const RelayRequest& request, const RelayTarget& target, std::string_view sent_by,
-              std::string_view branch, Edits& edits, Output& text) const;
-  std::string_view write_branch(const MessageView& request, Output& out);
-  std::uint64_t loop_hash(const MessageView& request) const;
+  Error send_branch(const RelayRequest& request, Handle relay, const RelayTarget& target,
+                    std::uint32_t breadth);
+  Error send_over(Flow flow, const RelayRequest& request, Handle relay, const RelayTarget& target,
+                  std::uint32_t breadth);
+  Slices edit(const RelayRequest& request, const RelayTarget& target, std::uint32_t breadth,
+              Edits& edits, Output& text) const;
+  void log_large_datagram(std::size_t size, const SocketAddress& remote);
   void pass_on(Relay& relay, int code, const MessageView& response);
   void keep_if_best(Relay& relay, int code, const MessageView& response);
   void add_challenges(Relay& relay, const MessageView& response);
-  void close_branch(Handle handle, Relay& relay, ClientTransaction client);
+  void close_branch(Handle handle, Relay& relay);
   void answer_with_best(Relay& relay);
   void finish(Handle handle);
 
@@ -9169,26 +9349,29 @@ class RelaySet {
   OwnAnswers& answers_;
   ServerCounters& counters_;
   ServerLog& log_;
-  SipHashKey loop_key_;
+  std::uint64_t t1_ms_;
   Random random_;
+  SipHash loop_hash_;  ///< keyed and fresh; copied for each use
   Timers timers_;
-  TimerQueue& silence_;  ///< 60*T1: the sender's own timer ends at 64*T1
   BlockPool blocks_;
   Slab<Relay> relays_;
-  std::vector<char> scratch_ = std::vector<char>(scratch_size);
+  std::unique_ptr<char[]> scratch_;
+  LogLimit large_log_{10};
+  LogLimit breadth_log_{10};
   std::uint64_t now_ms_ = 0;
 };
 
 namespace detail {
 
 /// How good a final answer other than 2xx is for the sender, 0 being best (RFC 3261 16.7 step 6):
-/// 6xx ends the search, then the lowest class, and of 4xx first those that tell how to try again.
+/// 6xx ends the search, then the lowest class, and of 4xx first those that tell how to try again
+/// and last the one that tells nothing.
 constexpr int response_rank(int code) {
   if (code >= 600) return 0;
   if (code < 400) return 1;
   if (code == 401 || code == 407 || code == 415 || code == 420 || code == 484) return 2;
-  if (code < 500) return 3;
-  return code == 503 ? 5 : 4;
+  if (code < 500) return code == 408 ? 4 : 3;
+  return code == 503 ? 6 : 5;
 }
 
 inline bool has_two_vias(const MessageView& response) {
@@ -9199,163 +9382,210 @@ inline bool has_two_vias(const MessageView& response) {
 
 constexpr bool is_challenge(int code) { return code == 401 || code == 407; }
 
+/// The breadth a request may still have (RFC 5393 5.3.3).
+inline std::uint32_t breadth_of(const MessageView& request, std::uint32_t most) {
+  const auto value = parse_digits(request.header("Max-Breadth").value_or(""), most);
+  return value ? static_cast<std::uint32_t>(*value) : most;
+}
+
+/// A message without Content-Length is as long as its datagram; where it goes on over a stream its
+/// length must be said (RFC 3261 18.3, 20.14).
+inline void add_content_length(const MessageView& message, Edits& edits, Output& text) {
+  if (message.has(HeaderId::content_length)) return;
+  const std::size_t begin = text.size();
+  write_header(text, HeaderId::content_length, message.body().size());
+  edits.insert_last(text.since(begin));
+}
+
 }  // namespace detail
+
+// The request.
 
 inline void RelaySet::start(const RelayRequest& request, const RelayTarget* targets,
                             std::size_t count) {
-  const Handle handle = relays_.create();
-  relays_.get(handle)->server = request.server;
-  for (std::size_t i = 0; i < count && i < max_branches; ++i) {
-    send_branch(request, handle, targets[i]);
+  // To write Max-Breadth is needed only where the request doubles.
+  std::uint32_t breadth = 0;
+  if (count > 1) {
+    breadth = detail::breadth_of(*request.message, max_breadth);
+    if (count > breadth) {
+      if (breadth_log_.admits(now_ms_)) {
+        log_.log(Severity::warning, "a message to " + std::to_string(count) +
+                                        " bindings refused with 440: " + std::to_string(breadth) +
+                                        " are allowed");
+      }
+      return answers_.send(request.server, 440, "Max-Breadth Exceeded");
+    }
+    breadth /= static_cast<std::uint32_t>(count);
   }
-  Relay& relay = *relays_.get(handle);
-  if (relay.branch_count == 0) {
-    answers_.send(request.server, 480);
+  const Handle handle = relays_.create();
+  Relay& relay = relays_.at(handle.index);
+  relay.server = request.server;
+  Error error;
+  for (std::size_t i = 0; i < count; ++i) {
+    const Error failed = send_branch(request, handle, targets[i], breadth);
+    if (failed) {
+      error = failed;
+    } else {
+      ++relay.open_branches;
+    }
+  }
+  if (relay.open_branches == 0) {
     relays_.destroy(handle);
-    return;
+    const int code = error.code == ErrorCode::limit_reached ? 503
+                     : error.code == ErrorCode::too_large   ? 513
+                                                            : 480;
+    return answers_.send(request.server, code);
   }
   ++counters_.relayed;
   relay.timer.owner = handle.index;
-  silence_.start(relay.timer, now_ms_);
+  timers_.queue(detail::patience_ms(request.received_ms, now_ms_, t1_ms_))
+      .start(relay.timer, now_ms_);
 }
 
-inline bool RelaySet::send_branch(const RelayRequest& request, Handle handle, RelayTarget target) {
-  std::array<char, 2 * token_size + 16> branch_text;
-  Output branch_out(branch_text.data(), branch_text.size());
-  const std::string_view branch = write_branch(*request.message, branch_out);
-  while (true) {
-    const auto sent_by = sink_.sent_by(target.flow);
-    if (!sent_by) return false;
-    Output text(scratch_.data(), scratch_.size());
-    Edits edits(*request.message);
-    const Slices message = edit(request, target, *sent_by, branch, edits, text);
-    if (text.error() || edits.error()) return false;
-
-    // RFC 3261 18.1.1: a request over 1300 octets goes by a transport that fragments well.
-    if (target.flow.transport == Transport::udp && message.size() > datagram_limit) {
-      if (sink_.has_stream_to(target.flow.remote)) {
-        target.flow.transport = Transport::tcp;
-        target.flow.socket = 0;
-        continue;
-      }
-      log_.log(Severity::info, "a request of " + std::to_string(message.size()) +
-                                   " octets goes by UDP to " + to_text(target.flow.remote) +
-                                   ", which has no TCP connection");
-    }
-    const auto client = layer_.send(target.flow, branch, request.message->method_text(), message,
-                                    pack_handle(handle), now_ms_);
-    if (!client) return false;
-    Relay& relay = *relays_.get(handle);
-    relay.branches[relay.branch_count++] = *client;
-    ++relay.open_branches;
-    return true;
+/// RFC 3261 18.1.1: a request over 1300 octets goes by TCP where the target can be reached so, and
+/// by UDP where it turns out that it cannot.
+inline Error RelaySet::send_branch(const RelayRequest& request, Handle relay,
+                                   const RelayTarget& target, std::uint32_t breadth) {
+  const std::size_t size = request.message->size() + target.uri.size() + added_size;
+  if (target.flow.transport == Transport::udp && size > path_mtu &&
+      sink_.has_stream_to(target.flow.remote)) {
+    const Flow stream{Transport::tcp, 0, target.flow.remote};
+    if (!send_over(stream, request, relay, target, breadth)) return {};
   }
+  return send_over(target.flow, request, relay, target, breadth);
 }
 
-/// RFC 3261 16.6, as edits of what was received.
+inline Error RelaySet::send_over(Flow flow, const RelayRequest& request, Handle relay,
+                                 const RelayTarget& target, std::uint32_t breadth) {
+  const auto sent_by = sink_.sent_by(flow);
+  if (!sent_by) return sent_by.error();
+
+  Output text(scratch_.get(), detail::relay_scratch_size);
+  // The branch: the magic cookie, chance, and behind a dot what a loop is known by (16.6 step 8).
+  std::array<char, token_size> token;
+  random_.write_token(token.data(), token.size());
+  text.raw("Via: SIP/2.0/").raw(transport_name(flow.transport)).raw(" ").raw(*sent_by);
+  text.raw(";branch=");
+  const std::size_t branch_begin = text.size();
+  text.raw("z9hG4bK").raw({token.data(), token.size()}).raw(".").hex(request.loop_hash);
+  const std::string_view branch = text.since(branch_begin);
+  text.raw(";rport\r\n");
+
+  Edits edits(*request.message);
+  const Slices message = edit(request, target, breadth, edits, text);
+  if (text.error()) return text.error();
+  if (edits.error()) return edits.error();
+  const std::size_t size = message.size();
+  if (flow.transport == Transport::udp && size > path_mtu) {
+    if (size > max_datagram) return ErrorCode::too_large;
+    log_large_datagram(size, flow.remote);
+  }
+  return layer_
+      .send(flow, branch, request.message->method_text(), message, pack_handle(relay), now_ms_)
+      .error();
+}
+
+inline void RelaySet::log_large_datagram(std::size_t size, const SocketAddress& remote) {
+  if (!large_log_.admits(now_ms_)) return;
+  std::array<char, 160> buffer;
+  Output line(buffer.data(), buffer.size());
+  line.raw("a request of ").number(size).raw(" octets goes by UDP to ").ip(remote.ip);
+  line.raw(" port ").number(remote.port).raw(", which has no TCP connection");
+  log_.log(Severity::info, line.written());
+}
+
+/// RFC 3261 16.6, as edits of what was received. `text` holds our own Via line, and takes what else
+/// is written. A `breadth` of 0 leaves Max-Breadth alone.
 inline Slices RelaySet::edit(const RelayRequest& request, const RelayTarget& target,
-                             std::string_view sent_by, std::string_view branch, Edits& edits,
-                             Output& text) const {
+                             std::uint32_t breadth, Edits& edits, Output& text) const {
   const MessageView& message = *request.message;
-  const std::string_view uri = text.copied(target.uri);
-  edits.set_request_uri(uri);
+  const bool has_max_forwards = message.has(HeaderId::max_forwards);
+  std::string_view old_breadth;
+  if (breadth != 0) old_breadth = message.header("Max-Breadth").value_or("");
+  edits.set_request_uri(target.uri);
 
-  std::size_t begin = text.size();
-  text.raw("Via: SIP/2.0/").raw(transport_name(target.flow.transport)).raw(" ").raw(sent_by);
-  text.raw(";branch=").raw(branch).raw(";rport\r\n");
   if (!target.path.empty()) write_header(text, HeaderId::route, target.path);
-  if (!message.has(HeaderId::max_forwards)) {
-    write_header(text, HeaderId::max_forwards, request.max_forwards);
+  if (!has_max_forwards) write_header(text, HeaderId::max_forwards, request.max_forwards);
+  if (breadth != 0 && old_breadth.empty()) {
+    text.raw("Max-Breadth: ").number(breadth).raw("\r\n");
   }
-  edits.insert_first(text.since(begin));
+  edits.insert_first(text.written());
 
-  begin = text.size();
+  const auto replace_number = [&](std::string_view old, std::uint64_t number) {
+    const std::size_t begin = text.size();
+    text.number(number);
+    edits.replace(old, text.since(begin));
+  };
+  if (has_max_forwards) {
+    replace_number(message.header(HeaderId::max_forwards), request.max_forwards);
+  }
+  if (!old_breadth.empty()) replace_number(old_breadth, breadth);
+
   const std::string_view top_via = *message.values(HeaderId::via).begin();
-  const auto via = parse_via(top_via);
-  if (via) write_stamped_via(text, top_via, *via, request.source.remote);
-  edits.replace(top_via, text.since(begin));
-
-  if (message.has(HeaderId::max_forwards)) {
-    begin = text.size();
-    text.number(request.max_forwards);
-    edits.replace(message.header(HeaderId::max_forwards), text.since(begin));
+  if (const auto via = parse_via(top_via)) {
+    const std::size_t begin = text.size();
+    write_stamped_via(text, top_via, *via, request.source.remote);
+    edits.replace(top_via, text.since(begin));
   }
-  if (request.pop_route) edits.remove_first_element(HeaderId::route);
-  if (request.credentials_field != message.header_count()) {
-    edits.remove_field(request.credentials_field);
-  }
-  if (!message.has(HeaderId::content_length)) {  // a datagram may lack it, a stream may not
-    begin = text.size();
-    write_header(text, HeaderId::content_length, message.body().size());
-    edits.insert_last(text.since(begin));
-  }
+  for (std::size_t field : request.removed) edits.remove_field(field);
+  detail::add_content_length(message, edits, text);
   return edits.slices();
 }
 
-/// The magic cookie, 64 bits of chance, and behind a dot the loop's hash (RFC 3261 16.6 step 8).
-inline std::string_view RelaySet::write_branch(const MessageView& request, Output& out) {
-  std::array<char, token_size> token;
-  random_.write_token(token.data(), token.size());
-  out.raw("z9hG4bK").raw({token.data(), token.size()}).raw(".");
-  out.hex(loop_hash(request));
-  return out.written();
-}
-
 /// Over what a loop brings back unchanged (RFC 3261 16.6 step 8). Another Request-URI makes it a
-/// spiral, which is no error. Keyed, so that it also proves that a Via is ours.
+/// spiral, which is no error. The method does not count (ibid.), and CSeq names it.
 inline std::uint64_t RelaySet::loop_hash(const MessageView& request) const {
-  SipHash hash(loop_key_);
-  for (std::string_view part :
-       {request.request_uri_text(), request.header(HeaderId::from), request.header(HeaderId::to),
-        request.call_id(), request.header(HeaderId::cseq)}) {
+  SipHash hash = loop_hash_;
+  for (std::string_view part : {request.request_uri_text(), request.header(HeaderId::from),
+                                request.call_id(), request.header(HeaderId::cseq)}) {
     hash.update(part);
     hash.update(std::string_view("\0", 1));
   }
   return hash.finish();
 }
 
-inline bool RelaySet::is_loop(const MessageView& request) const {
-  std::array<char, 16> digits;
-  Output out(digits.data(), digits.size());
-  out.hex(loop_hash(request));
-  for (std::string_view element : request.values(HeaderId::via)) {
-    const auto via = parse_via(element);
-    if (!via || via->branch.size() <= digits.size()) continue;
-    if (via->branch.substr(via->branch.size() - digits.size()) == out.written()) return true;
+inline bool RelaySet::is_loop(const MessageView& request, std::uint64_t loop_hash) const {
+  std::array<char, 17> end_of_branch;
+  Output out(end_of_branch.data(), end_of_branch.size());
+  out.raw(".").hex(loop_hash);
+  for (std::string_view via : request.values(HeaderId::via)) {
+    if (via.find(out.written()) != std::string_view::npos) return true;
   }
   return false;
 }
+
+// The answers.
 
 inline void RelaySet::on_response(ClientTransaction client, const MessageView& response) {
   const int code = response.status_code();
   if (code < 200) return;  // no provisional answer of a non-INVITE goes further (RFC 4320 4.1)
   const Handle handle = unpack_handle(layer_.user_data(client));
   Relay* relay = relays_.get(handle);
-  if (relay == nullptr) return;
-  if (!detail::has_two_vias(response)) {  // it answers us alone: there is nobody to pass it on to
-    close_branch(handle, *relay, client);
-    return;
-  }
-  if (code < 300) {
-    if (!relay->answered) {
+  if (relay == nullptr) return;  // the sender has been told 480 already
+  // With our Via alone it answers us, and there is nobody to pass it on to (16.7 step 3).
+  if (detail::has_two_vias(response) && !relay->answered) {
+    if (code < 300) {
       ++counters_.delivered;
       pass_on(*relay, code, response);
+    } else {
+      keep_if_best(*relay, code, response);
     }
-  } else {
-    keep_if_best(*relay, code, response);
   }
-  close_branch(handle, *relay, client);
+  close_branch(handle, *relay);
 }
 
 inline void RelaySet::on_failure(ClientTransaction client) {
   const Handle handle = unpack_handle(layer_.user_data(client));
   Relay* relay = relays_.get(handle);
-  if (relay != nullptr) close_branch(handle, *relay, client);
+  if (relay != nullptr) close_branch(handle, *relay);
 }
 
 inline void RelaySet::pass_on(Relay& relay, int code, const MessageView& response) {
+  std::array<char, 40> buffer;
+  Output text(buffer.data(), buffer.size());
   Edits edits(response);
   edits.remove_first_element(HeaderId::via);
+  detail::add_content_length(response, edits, text);
   relay.answered = true;
   static_cast<void>(layer_.respond(relay.server, code, edits.slices(), now_ms_));
 }
@@ -9367,10 +9597,16 @@ inline void RelaySet::keep_if_best(Relay& relay, int code, const MessageView& re
     if (detail::is_challenge(code)) add_challenges(relay, response);
     return;
   }
+  std::array<char, 40> buffer;
+  Output text(buffer.data(), buffer.size());
   Edits edits(response);
   edits.remove_first_element(HeaderId::via);
+  detail::add_content_length(response, edits, text);
   const Slices slices = edits.slices();
   relay.best_code = code;
+  relay.best_body_size = static_cast<std::uint32_t>(response.body().size());
+  relay.best.reset();
+  if (blocks_.in_use_size() + slices.size() > max_kept) return;
   relay.best = blocks_.allocate(slices.size());
   slices.copy_to(relay.best.data());
 }
@@ -9380,18 +9616,14 @@ inline void RelaySet::add_challenges(Relay& relay, const MessageView& response) 
   for (HeaderId id : {HeaderId::www_authenticate, HeaderId::proxy_authenticate}) {
     for (std::size_t i = response.find(id); i != response.header_count();
          i = response.find_next(i)) {
-      relay.challenges.append(response.field_line(i));
+      const std::string_view line = response.field_line(i);
+      if (relay.challenges.size() + line.size() <= max_challenges) relay.challenges.append(line);
     }
   }
 }
 
-inline void RelaySet::close_branch(Handle handle, Relay& relay, ClientTransaction client) {
-  for (std::size_t i = 0; i < relay.branch_count; ++i) {
-    if (relay.branches[i] != client) continue;
-    relay.branches[i] = {};
-    --relay.open_branches;
-  }
-  if (relay.open_branches == 0) finish(handle);
+inline void RelaySet::close_branch(Handle handle, Relay& relay) {
+  if (--relay.open_branches == 0) finish(handle);
 }
 
 inline void RelaySet::answer_with_best(Relay& relay) {
@@ -9402,25 +9634,24 @@ inline void RelaySet::answer_with_best(Relay& relay) {
   if (code == 0 || code == 408) return answers_.send(relay.server, 480);
   // RFC 3261 16.7 step 6: the recipient's 503 would say that this server is overloaded.
   if (code == 503) return answers_.send(relay.server, 500, "Recipient Unavailable");
+  if (!relay.best) return answers_.send(relay.server, code);
   const std::string_view best(relay.best.data(), relay.best.size());
   Slices slices;
-  const std::size_t head_end = best.find("\r\n\r\n");
-  if (detail::is_challenge(code) && head_end != std::string_view::npos) {
-    slices.add(best.substr(0, head_end + 2));
+  if (detail::is_challenge(code)) {
+    const std::size_t headers_end = best.size() - relay.best_body_size - 2;
+    slices.add(best.substr(0, headers_end));
     slices.add(relay.challenges);
-    slices.add(best.substr(head_end + 2));
+    slices.add(best.substr(headers_end));
   } else {
     slices.add(best);
   }
   static_cast<void>(layer_.respond(relay.server, code, slices, now_ms_));
 }
 
+/// Branches that are still open go on without us: their transactions end by themselves, and what
+/// they tell then finds no relay.
 inline void RelaySet::finish(Handle handle) {
-  Relay& relay = *relays_.get(handle);
-  answer_with_best(relay);
-  for (std::size_t i = 0; i < relay.branch_count; ++i) {
-    if (relay.branches[i]) layer_.forget(relay.branches[i]);
-  }
+  answer_with_best(relays_.at(handle.index));
   relays_.destroy(handle);
 }
 
@@ -9452,16 +9683,9 @@ inline SipHashKey derive_key(const SipHashKey& secret, char purpose) {
   SipHashKey key{};
   for (char half : {'1', '2'}) {
     const char text[] = {purpose, half};
-    std::uint64_t word = SipHash::of(secret, {text, 2});
-    for (std::size_t i = 0; i < 8; ++i, word >>= 8) {
-      key[(half == '2' ? 8U : 0U) + i] = static_cast<std::uint8_t>(word & 0xff);
-    }
+    store_little(SipHash::of(secret, {text, 2}), key.data() + (half == '2' ? 8 : 0));
   }
   return key;
-}
-
-inline std::string_view text_of_key(const SipHashKey& key) {
-  return {reinterpret_cast<const char*>(key.data()), key.size()};
 }
 
 inline TransactionOptions transaction_options(const Settings& settings) {
@@ -9470,12 +9694,10 @@ inline TransactionOptions transaction_options(const Settings& settings) {
   options.t4_ms = settings.timers.t4_ms;
   options.max_transactions = settings.max_transactions;
   options.retry_after_s = settings.flood.retry_after_s;
+  options.answer_to_source =
+      std::any_of(settings.listeners.begin(), settings.listeners.end(),
+                  [](const ListenerSettings& listener) { return listener.answer_to_source; });
   return options;
-}
-
-inline void decode_into(std::string& out, std::string_view escaped) {
-  out.clear();
-  for (UnescapedOctets octets(escaped); !octets.done();) out.push_back(octets.next());
 }
 
 }  // namespace detail
@@ -9498,10 +9720,9 @@ class Proxy : public TransactionUser {
         answers_(layer_, counters_),
         relays_(layer_, sink, answers_, counters_, log, settings.timers.t1_ms,
                 detail::derive_key(secret, 'r')),
-        access_(settings.digest, detail::text_of_key(detail::derive_key(secret, 'd'))),
-        handler_deadlines_(&timers_.queue(handler_deadline_ms(settings))) {
-    answers_.set_server_name(settings.user_agent);
-    users_handler_ = add_users_handler();
+        access_(settings.digest, text_of(detail::derive_key(secret, 'd'))),
+        t1_ms_(settings.timers.t1_ms) {
+    apply_settings();
   }
   Proxy(const Proxy&) = delete;
   Proxy& operator=(const Proxy&) = delete;
@@ -9542,57 +9763,75 @@ class Proxy : public TransactionUser {
   HandlerChain& handlers() { return chain_; }
   void set_domains(OwnDomains domains) { domains_ = std::move(domains); }
   /// Other settings and users from now on; bindings and what is on its way stay. Timers, table
-  /// sizes and the digest realm are those of the start.
+  /// sizes and everything of the digest are those of the start. A handler may call this.
   void reload(const Settings& settings, const UserDirectory& users) {
     settings_ = settings;
     users_ = &users;
-    answers_.set_server_name(settings.user_agent);
-    handler_deadlines_ = &timers_.queue(handler_deadline_ms(settings));
-    chain_.remove(users_handler_);
-    users_handler_ = add_users_handler();
+    apply_settings();
   }
   /// Seconds since 1970 when `now_ms` was 0, for Date headers; without it none is written.
   void set_unix_time_at_zero(std::int64_t unix_s) { unix_s_at_zero_ = unix_s; }
-  /// The verdict a handler promised with Verdict::later(). `gone` where its deadline is over.
+  /// The verdict a handler promised with Verdict::later(). Errors: `gone` where it was given
+  /// before, its deadline is over or the sender has given up; `bad_argument` for one more `later`.
   Error resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms);
 
   const ServerCounters& counters() const { return counters_; }
   std::size_t transactions() const { return layer_.size(); }
+  /// How many messages are on their way to their recipients.
+  std::size_t relays() const { return relays_.size(); }
+  /// Octets held by kept messages.
+  std::size_t kept_size() const { return layer_.kept_size() + relays_.kept_size(); }
   /// How many messages wait for a handler's verdict.
   std::size_t waiting() const { return waiting_.size(); }
 
  private:
-  static constexpr std::uint64_t log_pause_ms = 60000;
-
-  static std::uint64_t handler_deadline_ms(const Settings& settings) {
-    return std::uint64_t{1000} * settings.message.handler_deadline_s;
-  }
-
-  /// A MESSAGE while the handlers look at it.
+  /// A MESSAGE while the handlers look at it. Texts are views, names as written.
   struct Asked {
     RelayRequest request;
+    std::string_view caller;
+    std::string_view caller_name;
+    std::string_view called;
     std::string_view username;
     HandlerChain::Position position;
   };
 
-  /// One that a handler keeps: everything Asked borrows, owned.
+  /// One that a handler keeps: what Asked borrows, owned.
   struct Waiting {
-    Message message;
-    RelayRequest request;
-    std::string username;
-    HandlerChain::Position position;
+    Waiting(const Asked& asked_now, std::uint32_t index)
+        : message(*asked_now.request.message),
+          username(asked_now.username),
+          asked(asked_now),
+          timer(index) {
+      asked.request.message = &message;
+      asked.username = username;
+      read_names(asked);
+    }
+
+    const Message message;
+    const std::string username;
+    Asked asked;
     Timer timer;
   };
 
+  static std::string_view text_of(const SipHashKey& key) {
+    return detail::as_text(key.data(), key.size());
+  }
   void set_now(std::uint64_t now_ms) {
     now_ms_ = now_ms;
     answers_.set_now(now_ms);
     relays_.set_now(now_ms);
   }
+  void apply_settings() {
+    answers_.set_server_name(settings_.user_agent);
+    answers_.set_retry_after(settings_.flood.retry_after_s);
+    chain_.remove(users_handler_);
+    users_handler_ =
+        chain_.add(static_cast<int>(settings_.route_priority),
+                   [this](const RouteRequest& request) { return route_to_user(request); });
+  }
 
   // TransactionUser
-  inline void on_request(ServerTransaction server, const MessageView& request,
-                         const Flow& from) override;
+  void on_request(ServerTransaction server, const MessageView& request, const Flow& from) override;
   void on_response(ClientTransaction client, const MessageView& response, const Flow&) override {
     relays_.on_response(client, response);
   }
@@ -9600,27 +9839,27 @@ class Proxy : public TransactionUser {
 
   void on_message(ServerTransaction server, const MessageView& request, const Flow& from);
   void on_register(ServerTransaction server, const MessageView& request, const Flow& from);
-  void on_options(ServerTransaction server, const MessageView& request, const Flow& from);
+  void on_options(ServerTransaction server, const MessageView& request);
 
   bool is_flood() const { return settings_.flood.events != 0 && events_ > settings_.flood.events; }
   bool is_flood_victim(const MessageView& message, const Flow& from) const;
-  void refuse_method(ServerTransaction server, const MessageView& request);
+  void refuse_method(ServerTransaction server);
   bool refuse_scheme(ServerTransaction server, const UriView& uri);
+  bool refuse_domain(ServerTransaction server, int code, const UriView& uri);
   bool refuse_extensions(ServerTransaction server, const MessageView& request, HeaderId id,
                          std::string_view known);
-  bool refuse_sender(ServerTransaction server, const UserSettings& user, const MessageView& request,
-                     HeaderId id);
+  bool refuse_name(ServerTransaction server, const UserSettings& user, const UriView& address,
+                   std::string_view header);
   void challenge(ServerTransaction server, ChallengeKind kind, const Identity& identity,
                  const MessageView& request, const Flow& from);
   void write_allow(Output& out) const;
 
-  HandlerChain::Id add_users_handler() {
-    return chain_.add(static_cast<int>(settings_.route_priority),
-                      [this](const RouteRequest& request) { return route_to_user(request); });
-  }
+  bool refuse_route(const MessageView& request, Asked& asked);
+  bool refuse_sender(const MessageView& request, const UriView& from, Asked& asked);
+  static void read_names(Asked& asked);
   Verdict route_to_user(const RouteRequest& request) const;
   void walk(Asked& asked);
-  void decide(Asked& asked, const Verdict& verdict);
+  void decide(const Asked& asked, const Verdict& verdict);
   void keep_waiting(const Asked& asked, RouteKey key);
   void give_up_waiting(std::uint32_t index);
   void forward(const Asked& asked, const std::vector<std::string>& uris);
@@ -9631,7 +9870,6 @@ class Proxy : public TransactionUser {
 
   void write_registration(Output& out, std::string_view user, const MessageView& request,
                           const RegisterOutcome& outcome);
-  void log_seldom(std::uint64_t& last_ms, Severity severity, const std::string& text);
 
   Settings settings_;
   const UserDirectory* users_;
@@ -9645,60 +9883,66 @@ class Proxy : public TransactionUser {
   AccessControl access_;
   HandlerChain chain_;
   HandlerChain::Id users_handler_ = 0;
+  std::uint64_t t1_ms_;
   Timers timers_;
-  TimerQueue* handler_deadlines_;
-  Slab<Waiting> waiting_;
-  std::array<RelayTarget, RelaySet::max_branches> targets_;
+  /// A place for each message that handlers look at, taken in advance because they are given its
+  /// key; empty until one of them wants to answer later.
+  Slab<std::unique_ptr<Waiting>> waiting_;
+  std::array<RelayTarget, RelaySet::max_breadth + 1> targets_;
   std::size_t target_count_ = 0;
-  // Decoded names of the message at hand, kept for their capacity.
-  std::string caller_;
-  std::string called_;
-  std::string name_;
   std::uint64_t now_ms_ = 0;
   std::uint64_t events_ = 0;
   std::optional<std::int64_t> unix_s_at_zero_;
-  std::uint64_t message_off_logged_ms_ = 0;
-  std::uint64_t foreign_logged_ms_ = 0;
-  std::uint64_t waiting_logged_ms_ = 0;
+  LogLimit message_off_log_{1};
+  LogLimit domain_log_{1};
+  LogLimit waiting_log_{1};
+  LogLimit deadline_log_{10};
+  LogLimit password_log_{30};
+  LogLimit name_log_{30};
 };
 
-// ---- every request ------------------------------------------------------------------------------
+// Every request.
 
 inline void Proxy::on_request(ServerTransaction server, const MessageView& request,
                               const Flow& from) {
   switch (request.method()) {
     case Method::message:
       if (settings_.message.enable) return on_message(server, request, from);
-      log_seldom(message_off_logged_ms_, Severity::warning,
+      if (message_off_log_.admits(now_ms_)) {
+        log_.log(Severity::warning,
                  "MESSAGE refused with 501: set [message] enable=yes in ysipchan.conf");
+      }
       break;
     case Method::register_:
       if (settings_.registrar.enable) return on_register(server, request, from);
       break;
     case Method::options:
-      if (settings_.options_enable) return on_options(server, request, from);
+      if (settings_.options_enable) return on_options(server, request);
       break;
     // RFC 3261 9.2: only INVITE can be cancelled, and no INVITE is ever left unanswered here.
     case Method::cancel:
       return answers_.send(server, layer_.find_cancelled(request, from) ? 200 : 481);
     default: break;
   }
-  refuse_method(server, request);
+  refuse_method(server);
 }
 
 /// Yate answers 501 to whatever is not in its Allow list, also to methods it knows.
-inline void Proxy::refuse_method(ServerTransaction server, const MessageView&) {
+inline void Proxy::refuse_method(ServerTransaction server) {
   answers_.send(server, 501, {}, [this](Output& out) { write_allow(out); });
 }
 
 inline void Proxy::write_allow(Output& out) const {
-  std::array<std::string_view, 3> methods;
-  std::size_t count = 0;
-  if (settings_.message.enable) methods[count++] = "MESSAGE";
-  if (settings_.registrar.enable) methods[count++] = "REGISTER";
-  if (settings_.options_enable) methods[count++] = "OPTIONS";
+  std::string_view separator;
   out.raw("Allow: ");
-  for (std::size_t i = 0; i < count; ++i) out.raw(i == 0 ? "" : ", ").raw(methods[i]);
+  const auto add = [&](bool enabled, std::string_view method) {
+    if (!enabled) return;
+    out.raw(separator).raw(method);
+    separator = ", ";
+  };
+  add(settings_.message.enable, "MESSAGE");
+  add(settings_.registrar.enable, "REGISTER");
+  add(settings_.options_enable, "OPTIONS");
   out.raw("\r\n");
 }
 
@@ -9719,31 +9963,40 @@ inline bool Proxy::refuse_scheme(ServerTransaction server, const UriView& uri) {
   return true;
 }
 
+/// Not ours to serve, and relaying it would make us an open relay.
+inline bool Proxy::refuse_domain(ServerTransaction server, int code, const UriView& uri) {
+  if (domains_.contains(uri.host)) return false;
+  if (domain_log_.admits(now_ms_)) {
+    log_.log(Severity::warning, "a request for the foreign domain " + std::string(uri.host) +
+                                    " refused with " + std::to_string(code) +
+                                    ": [general] domains in ysipchan.conf lists our own");
+  }
+  answers_.send(server, code);
+  return true;
+}
+
 /// RFC 3261 8.2.2.3 (Require) and 16.3 step 5 (Proxy-Require): 420, naming what we do not know.
 inline bool Proxy::refuse_extensions(ServerTransaction server, const MessageView& request,
                                      HeaderId id, std::string_view known) {
+  const auto is_unknown = [known](std::string_view tag) {
+    return !tag.empty() && !equal_ignoring_case(tag, known);
+  };
+  const auto tags = request.values(id);
   bool unknown = false;
-  for (std::string_view tag : request.values(id)) {
-    unknown = unknown || !equal_ignoring_case(tag, known);
-  }
+  for (std::string_view tag : tags) unknown = unknown || is_unknown(tag);
   if (!unknown) return false;
   answers_.send(server, 420, {}, [&](Output& out) {
-    std::string_view separator;
-    out.raw(header_name(HeaderId::unsupported)).raw(": ");
-    for (std::string_view tag : request.values(id)) {
-      if (equal_ignoring_case(tag, known) || !is_token(tag)) continue;
-      out.raw(separator).raw(tag);
-      separator = ", ";
+    for (std::string_view tag : tags) {
+      if (is_unknown(tag) && is_token(tag)) write_header(out, HeaderId::unsupported, tag);
     }
-    out.raw("\r\n");
   });
   return true;
 }
 
 inline void Proxy::challenge(ServerTransaction server, ChallengeKind kind, const Identity& identity,
                              const MessageView& request, const Flow& from) {
-  if (identity.refused) {
-    log_.log(Severity::warning, "wrong password or unknown user in " +
+  if (!identity.refusal.empty() && password_log_.admits(now_ms_)) {
+    log_.log(Severity::warning, std::string(identity.refusal) + " in " +
                                     std::string(request.method_text()) + " from " +
                                     to_text(from.remote));
   }
@@ -9755,98 +10008,140 @@ inline void Proxy::challenge(ServerTransaction server, ChallengeKind kind, const
 
 /// An account is no licence to use other people's names: 403 where the address in that header is
 /// none of the user's.
-inline bool Proxy::refuse_sender(ServerTransaction server, const UserSettings& user,
-                                 const MessageView& request, HeaderId id) {
-  const auto address = id == HeaderId::from ? request.from() : request.to();
-  detail::decode_into(name_, address->uri.user);
-  if (may_speak_as(user, address->uri, name_, domains_)) return false;
-  log_.log(Severity::warning, "user " + user.name + " may not use the " +
-                                  std::string(header_name(id)) + " address " +
-                                  std::string(address->uri.text));
+inline bool Proxy::refuse_name(ServerTransaction server, const UserSettings& user,
+                               const UriView& address, std::string_view header) {
+  const ShortText name = ShortText::unescaped(address.user);
+  if (may_speak_as(user, address, name.view(), domains_)) return false;
+  if (name_log_.admits(now_ms_)) {
+    const bool is_foreign = answers_to(user, name.view());
+    log_.log(Severity::warning,
+             "user " + user.name + " may not use the " + std::string(header) + " address " +
+                 std::string(address.text) +
+                 (is_foreign ? ": [general] domains in ysipchan.conf does not list its domain"
+                             : ": it is neither the user's name nor one of the alternatives"));
+  }
   answers_.send(server, 403);
   return true;
 }
 
-inline void Proxy::log_seldom(std::uint64_t& last_ms, Severity severity, const std::string& text) {
-  if (last_ms != 0 && now_ms_ - last_ms < log_pause_ms) return;
-  last_ms = std::max<std::uint64_t>(now_ms_, 1);
-  log_.log(severity, text);
-}
-
-// ---- MESSAGE: the checks of RFC 3261 16.3
-// --------------------------------------------------------
+// MESSAGE: the checks of RFC 3261 16.3, in its order.
 
 inline void Proxy::on_message(ServerTransaction server, const MessageView& request,
                               const Flow& from) {
   const auto uri = request.request_uri();
   if (refuse_scheme(server, *uri)) return;
-  if (refuse_extensions(server, request, HeaderId::proxy_require, {})) return;
-  const std::uint32_t hops =
-      std::min(request.max_forwards().value_or(settings_.max_forwards), settings_.max_forwards);
+  const std::uint32_t most = settings_.max_forwards;
+  const std::uint32_t hops = std::min(request.max_forwards().value_or(most), most);
   if (hops == 0) return answers_.send(server, 483);
-  if (relays_.is_loop(request)) return answers_.send(server, 482);
 
   Asked asked;
   asked.request.server = server;
   asked.request.message = &request;
   asked.request.source = from;
+  asked.request.received_ms = now_ms_;
+  asked.request.loop_hash = relays_.loop_hash(request);
   asked.request.max_forwards = hops - 1;
-  asked.request.credentials_field = request.header_count();
+  if (relays_.is_loop(request, asked.request.loop_hash)) return answers_.send(server, 482);
+  if (refuse_extensions(server, request, HeaderId::proxy_require, {})) return;
+  if (refuse_domain(server, 403, *uri)) return;
+  if (refuse_route(request, asked)) return;
 
-  if (!uri->host.empty() && !domains_.contains(uri->host)) {
-    log_seldom(foreign_logged_ms_, Severity::warning,
-               "MESSAGE to the foreign domain " + std::string(uri->host) +
-                   " refused with 403: [general] domains in ysipchan.conf lists our own");
-    return answers_.send(server, 403);
+  const auto sender = request.from();
+  if (refuse_sender(request, sender->uri, asked)) return;
+  if (asked.request.removed.overflowed()) {
+    return answers_.send(server, 400, "Too many Route or credentials headers");
   }
-  // A Route that names us has led here and is taken off (16.4); any other would make us a relay.
-  if (request.has(HeaderId::route)) {
-    const auto routes = request.values(HeaderId::route);
-    auto route = routes.begin();
-    const auto first = parse_name_addr(*route);
-    if (!first) return answers_.send(server, 400, error_text(first.error().code));
-    if (!domains_.contains(first->uri.host)) return answers_.send(server, 403);
-    if (++route != routes.end()) return answers_.send(server, 403);
-    asked.request.pop_route = true;
-  }
-
-  if (settings_.message.auth_required) {
-    const ChallengeKind kind =
-        settings_.message.auth_code == 407 ? ChallengeKind::proxy : ChallengeKind::www;
-    const Identity identity = access_.identify(request, kind, *users_, from.remote.ip, now_ms_);
-    if (identity.kind != Identity::Kind::known) {
-      return challenge(server, kind, identity, request, from);
-    }
-    if (refuse_sender(server, *identity.user, request, HeaderId::from)) return;
-    asked.username = identity.user->name;
-    asked.request.credentials_field = identity.field;
-  }
+  asked.caller = sender->uri.user;
+  asked.caller_name = sender->display_name;
+  asked.called = uri->user;
   walk(asked);
 }
 
-// ---- MESSAGE: the handlers
-// -----------------------------------------------------------------------
+/// Routes that name us have led here and are taken off (RFC 3261 16.4); any other would make us a
+/// relay.
+inline bool Proxy::refuse_route(const MessageView& request, Asked& asked) {
+  for (std::string_view element : request.values(HeaderId::route)) {
+    const auto route = parse_name_addr(element);
+    if (!route) {
+      answers_.send(asked.request.server, 400, route.error().text());
+      return true;
+    }
+    if (refuse_domain(asked.request.server, 403, route->uri)) return true;
+  }
+  for (std::size_t field = request.find(HeaderId::route); field != request.header_count();
+       field = request.find_next(field)) {
+    asked.request.removed.add(field);
+  }
+  return false;
+}
+
+/// Finds out who sent it, and takes note of what the recipient is not to see: our credentials, and
+/// a P-Asserted-Identity, which says for certain what nobody has checked (RFC 3325 5).
+inline bool Proxy::refuse_sender(const MessageView& request, const UriView& from, Asked& asked) {
+  FieldList& removed = asked.request.removed;
+  if (!settings_.message.auth_required) {
+    access_.find_own(request, ChallengeKind::www, removed);
+    access_.find_own(request, ChallengeKind::proxy, removed);
+    return false;
+  }
+  const ServerTransaction server = asked.request.server;
+  const Flow& source = asked.request.source;
+  const bool by_proxy = settings_.message.auth_code == 407;
+  const ChallengeKind kind = by_proxy ? ChallengeKind::proxy : ChallengeKind::www;
+  const Identity identity =
+      access_.identify(request, kind, *users_, source.remote.ip, now_ms_, removed);
+  if (identity.kind != Identity::Kind::known) {
+    challenge(server, kind, identity, request, source);
+    return true;
+  }
+  if (refuse_name(server, *identity.user, from, "From")) return true;
+  asked.username = identity.user->name;
+  access_.find_own(request, by_proxy ? ChallengeKind::www : ChallengeKind::proxy, removed);
+  for (std::size_t i = 0; i < request.header_count(); ++i) {
+    const HeaderField field = request.field(i);
+    if (field.id != HeaderId::other) continue;
+    if (equal_ignoring_case(field.name, "P-Asserted-Identity")) removed.add(i);
+  }
+  return false;
+}
+
+// MESSAGE: the handlers.
+
+/// The names again, as views of the message that Asked now points to.
+inline void Proxy::read_names(Asked& asked) {
+  const auto from = asked.request.message->from();
+  asked.caller = from->uri.user;
+  asked.caller_name = from->display_name;
+  asked.called = asked.request.message->request_uri()->user;
+}
 
 inline void Proxy::walk(Asked& asked) {
-  const MessageView& message = *asked.request.message;
-  const auto from = message.from();
-  detail::decode_into(caller_, from->uri.user);
-  detail::decode_into(called_, message.request_uri()->user);
+  const ShortText caller = ShortText::unescaped(asked.caller);
+  const ShortText called = ShortText::unescaped(asked.called);
+  const ShortText username(asked.username);  // a handler may call reload, and end the user's life
+  asked.username = username.view();
   const RouteKey key = waiting_.create();
-  const RouteRequest request{
-      message, caller_, from->display_name, called_, asked.username, asked.request.source, key};
+  const RouteRequest request{*asked.request.message,
+                             caller.view(),
+                             asked.caller_name,
+                             called.view(),
+                             asked.username,
+                             asked.request.source,
+                             key};
   const Verdict verdict = chain_.walk(asked.position, request);
   if (verdict.kind() == Verdict::Kind::later) return keep_waiting(asked, key);
   waiting_.destroy(key);
   decide(asked, verdict);
 }
 
-inline void Proxy::decide(Asked& asked, const Verdict& verdict) {
+inline void Proxy::decide(const Asked& asked, const Verdict& verdict) {
   const ServerTransaction server = asked.request.server;
+  const int code = verdict.code();
   switch (verdict.kind()) {
     case Verdict::Kind::next: return answers_.send(server, 404);
-    case Verdict::Kind::accept: return answers_.send(server, verdict.code());
-    case Verdict::Kind::reject: return answers_.send(server, verdict.code(), verdict.phrase());
+    case Verdict::Kind::accept: return answers_.send(server, code / 100 == 2 ? code : 202);
+    case Verdict::Kind::reject:
+      return answers_.send(server, code < 300 ? 500 : code, verdict.phrase());
     case Verdict::Kind::forward: return forward(asked, verdict.uris());
     case Verdict::Kind::later: return;
   }
@@ -9855,43 +10150,45 @@ inline void Proxy::decide(Asked& asked, const Verdict& verdict) {
 inline void Proxy::keep_waiting(const Asked& asked, RouteKey key) {
   if (waiting_.size() > settings_.message.max_pending) {
     waiting_.destroy(key);
-    log_seldom(waiting_logged_ms_, Severity::warning,
-               "too many messages wait for handlers: [message] max_pending limits them");
-    return answers_.send(asked.request.server, 503, {}, [this](Output& out) {
-      write_header(out, HeaderId::retry_after, settings_.flood.retry_after_s);
-    });
+    if (waiting_log_.admits(now_ms_)) {
+      log_.log(Severity::warning,
+               "messages refused with 503: [message] max_pending in ysipchan.conf limits how many "
+               "may wait for handlers");
+    }
+    return answers_.send(asked.request.server, 503);
   }
-  Waiting& waiting = *waiting_.get(key);
-  waiting.message = Message(*asked.request.message);
-  waiting.request = asked.request;
-  waiting.request.message = &waiting.message;
-  waiting.username = asked.username;
-  waiting.position = asked.position;
-  waiting.timer.owner = key.index;
-  handler_deadlines_->start(waiting.timer, now_ms_);
+  std::unique_ptr<Waiting>& waiting = waiting_.at(key.index);
+  waiting = std::make_unique<Waiting>(asked, key.index);
+  const std::uint64_t deadline_ms =
+      std::min(std::uint64_t{1000} * settings_.message.handler_deadline_s,
+               detail::patience_ms(asked.request.received_ms, now_ms_, t1_ms_));
+  timers_.queue(deadline_ms).start(waiting->timer, now_ms_);
 }
 
 inline void Proxy::give_up_waiting(std::uint32_t index) {
-  const ServerTransaction server = waiting_.at(index).request.server;
+  const ServerTransaction server = waiting_.at(index)->asked.request.server;
   waiting_.destroy(waiting_.handle_of(index));
-  log_.log(Severity::warning, "a handler did not answer in time: its message is refused with 504");
+  if (deadline_log_.admits(now_ms_)) {
+    log_.log(Severity::warning,
+             "a handler did not answer in time: its message is refused with 504");
+  }
   answers_.send(server, 504);
 }
 
 inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms) {
   set_now(now_ms);
-  Waiting* waiting = waiting_.get(key);
-  if (waiting == nullptr || waiting->request.message == nullptr) return ErrorCode::gone;
-  // Moved out first: a handler further down the chain may want to answer later, too.
-  const Message message = std::move(waiting->message);
-  const std::string username = std::move(waiting->username);
-  Asked asked{waiting->request, username, waiting->position};
-  asked.request.message = &message;
+  if (verdict.kind() == Verdict::Kind::later) return ErrorCode::bad_argument;
+  std::unique_ptr<Waiting>* place = waiting_.get(key);
+  if (place == nullptr || *place == nullptr) return ErrorCode::gone;
+  // Out of the table first: a handler further down the chain may want to answer later, too.
+  const std::unique_ptr<Waiting> waiting = std::move(*place);
+  waiting->timer.cancel();
   waiting_.destroy(key);
+  if (!layer_.is_open(waiting->asked.request.server)) return ErrorCode::gone;
   if (verdict.kind() == Verdict::Kind::next) {
-    walk(asked);
+    walk(waiting->asked);
   } else {
-    decide(asked, verdict);
+    decide(waiting->asked, verdict);
   }
   return {};
 }
@@ -9907,19 +10204,20 @@ inline bool Proxy::is_known(std::string_view name) const {
          users_->knows(name);
 }
 
-// ---- MESSAGE: to the bindings
-// --------------------------------------------------------------------
+// MESSAGE: to the bindings.
 
 /// Without URIs the message goes to the bindings of whom it names.
 inline void Proxy::forward(const Asked& asked, const std::vector<std::string>& uris) {
+  const ServerTransaction server = asked.request.server;
   target_count_ = 0;
   if (uris.empty()) {
-    detail::decode_into(called_, asked.request.message->request_uri()->user);
-    add_bindings(called_);
+    const ShortText called = ShortText::unescaped(asked.called);
+    add_bindings(called.view());
+    if (target_count_ == 0 && !is_known(called.view())) return answers_.send(server, 404);
   }
   for (const std::string& uri : uris) add_uri(uri);
   if (target_count_ == 0) {
-    return answers_.send(asked.request.server, settings_.message.offline_code, {},
+    return answers_.send(server, settings_.message.offline_code, {},
                          [this](Output& out) { write_allow(out); });
   }
   relays_.start(asked.request, targets_.data(), target_count_);
@@ -9928,11 +10226,12 @@ inline void Proxy::forward(const Asked& asked, const std::vector<std::string>& u
 /// The user's own bindings; where no user has that name, those of all who list it as an
 /// alternative.
 inline void Proxy::add_bindings(std::string_view name) {
+  const std::size_t before = target_count_;
   const auto add = [this](const Binding& binding) {
     add_target({binding.request_uri, binding.path, binding.flow});
   };
   registrar_.for_each(name, now_ms_, add);
-  if (target_count_ > 0 || users_->find(name) != nullptr) return;
+  if (target_count_ > before || users_->find(name) != nullptr) return;
   users_->for_each_alternative(
       name, [&](const UserSettings& user) { registrar_.for_each(user.name, now_ms_, add); });
 }
@@ -9942,8 +10241,7 @@ inline void Proxy::add_uri(std::string_view text) {
   if (!uri) return add_bindings(text);  // a bare user name
   if (uri->scheme != UriScheme::sip) return;
   if (domains_.contains(uri->host)) {
-    detail::decode_into(name_, uri->user);
-    return add_bindings(name_);
+    return add_bindings(ShortText::unescaped(uri->user).view());
   }
   const auto ip = parse_ip(uri->host);
   if (!ip) return;
@@ -9952,49 +10250,51 @@ inline void Proxy::add_uri(std::string_view text) {
       parse_transport(uri->parameter("transport").value_or("udp")).value_or(Transport::udp);
   flow.remote.ip = *ip;
   flow.remote.port = uri->port != 0 ? uri->port : std::uint16_t{5060};
-  add_target({text, {}, flow});
+  // Headers may not stand in a Request-URI (RFC 3261 19.1.1).
+  add_target({text.substr(0, text.find('?')), {}, flow});
 }
 
+/// Each only once (RFC 3261 16.5). There is one place more than may be used, by which RelaySet sees
+/// that they are too many.
 inline void Proxy::add_target(const RelayTarget& target) {
-  if (target_count_ < targets_.size()) targets_[target_count_++] = target;
+  if (target_count_ == targets_.size()) return;
+  for (std::size_t i = 0; i < target_count_; ++i) {
+    if (targets_[i].uri == target.uri && targets_[i].flow == target.flow) return;
+  }
+  targets_[target_count_++] = target;
 }
 
-// ---- REGISTER: RFC 3261 10.3
-// ---------------------------------------------------------------------
+// REGISTER: RFC 3261 10.3.
 
 inline void Proxy::on_register(ServerTransaction server, const MessageView& request,
                                const Flow& from) {
   const auto uri = request.request_uri();
   const auto to = request.to();
   if (refuse_scheme(server, *uri)) return;
+  if (refuse_domain(server, 404, *uri)) return;
   if (refuse_extensions(server, request, HeaderId::require, "path")) return;
-  const bool is_ours = to->uri.scheme == UriScheme::sip && !to->uri.user.empty() &&
-                       domains_.contains(uri->host) && domains_.contains(to->uri.host);
-  if (!is_ours) {
-    log_seldom(foreign_logged_ms_, Severity::warning,
-               "REGISTER of " + std::string(to->uri.text) +
-                   " refused with 404: [general] domains in ysipchan.conf lists our own");
-    return answers_.send(server, 404);
-  }
-  std::string_view user;
+  // Who that is has to be proved before anything is said of the address.
+  const UserSettings* user = nullptr;
   if (settings_.registrar.auth_required) {
+    FieldList own;
     const Identity identity =
-        access_.identify(request, ChallengeKind::www, *users_, from.remote.ip, now_ms_);
+        access_.identify(request, ChallengeKind::www, *users_, from.remote.ip, now_ms_, own);
     if (identity.kind != Identity::Kind::known) {
       return challenge(server, ChallengeKind::www, identity, request, from);
     }
-    if (refuse_sender(server, *identity.user, request, HeaderId::to)) return;
-    user = identity.user->name;
-  } else {
-    detail::decode_into(called_, to->uri.user);
-    user = called_;
-    if (!is_known(user)) return answers_.send(server, 404);
+    user = identity.user;
   }
-  const RegisterOutcome outcome = registrar_.update(user, request, from, now_ms_);
+  if (to->uri.scheme != UriScheme::sip) return answers_.send(server, 404);
+  if (refuse_domain(server, 404, to->uri)) return;
+  if (user != nullptr && refuse_name(server, *user, to->uri, "To")) return;
+
+  const ShortText to_name = ShortText::unescaped(to->uri.user);
+  const std::string_view name = user != nullptr ? user->name : to_name.view();
+  if (!is_known(name)) return answers_.send(server, 404);
+  const RegisterOutcome outcome = registrar_.update(name, request, from, now_ms_);
   answers_.send(server, outcome.status, outcome.reason, [&](Output& out) {
-    if (outcome.status == 200) return write_registration(out, user, request, outcome);
+    if (outcome.status == 200) return write_registration(out, name, request, outcome);
     if (outcome.min_expires_s != 0) write_header(out, HeaderId::min_expires, outcome.min_expires_s);
-    if (outcome.retry_after_s != 0) write_header(out, HeaderId::retry_after, outcome.retry_after_s);
   });
 }
 
@@ -10019,20 +10319,15 @@ inline void Proxy::write_registration(Output& out, std::string_view user,
   }
 }
 
-// ---- OPTIONS: RFC 3261 11.2
-// ----------------------------------------------------------------------
+// OPTIONS: RFC 3261 11.2.
 
-inline void Proxy::on_options(ServerTransaction server, const MessageView& request, const Flow&) {
+inline void Proxy::on_options(ServerTransaction server, const MessageView& request) {
   const auto uri = request.request_uri();
   if (refuse_scheme(server, *uri)) return;
-  if (refuse_extensions(server, request, HeaderId::require, "path")) return;
+  if (refuse_domain(server, 404, *uri)) return;
   if (refuse_extensions(server, request, HeaderId::proxy_require, {})) return;
-  if (!domains_.contains(uri->host)) return answers_.send(server, 404);
-  if (is_flood()) {
-    return answers_.send(server, 503, {}, [this](Output& out) {
-      write_header(out, HeaderId::retry_after, settings_.flood.retry_after_s);
-    });
-  }
+  if (refuse_extensions(server, request, HeaderId::require, "path")) return;
+  if (is_flood()) return answers_.send(server, 503);
   answers_.send(server, 200, {}, [this](Output& out) {
     write_allow(out);
     out.raw("Accept: */*\r\nSupported: path\r\n");
@@ -10100,7 +10395,8 @@ class Agent final : public TransactionUser {
   /// `secret`: 16 octets nobody else knows, fresh for each agent. The sink must outlive this.
   Agent(AgentOptions options, Sink& sink, const SipHashKey& secret)
       : Agent(std::move(options), sink, Random(secret)) {}
-  /// Closes: whoever waits is told `closed`, once more exactly once.
+  /// Closes: whoever waits is told `closed`, from in here. What callbacks use must outlive this, or
+  /// `close` be called first.
   ~Agent() { close(); }
   Agent(const Agent&) = delete;
   Agent& operator=(const Agent&) = delete;
@@ -10819,9 +11115,11 @@ inline void LoopCore::wake_at(std::uint64_t deadline_ms) {
   if (closed_ || deadline_ms >= timer_deadline_ms_) return;
   timer_deadline_ms_ = deadline_ms;
   const std::uint64_t now_ms = uv_now(loop_);
+  // Never 0: libuv calls a timer that is set to 0 inside its own callback again before anything
+  // else gets its turn (libuv before 1.48).
   uv_timer_start(
       &timer_, [](uv_timer_t* handle) { static_cast<LoopCore*>(handle->data)->run_alarms(); },
-      deadline_ms > now_ms ? deadline_ms - now_ms : 0, 0);
+      deadline_ms > now_ms ? deadline_ms - now_ms : 1, 0);
 }
 
 inline Alarm* LoopCore::next_due(std::uint64_t now_ms) {
@@ -11652,6 +11950,7 @@ class TcpCore : public std::enable_shared_from_this<TcpCore> {
   TcpConnection* find(const SocketAddress& remote);
   std::size_t connection_count() const { return connections_.size(); }
   const TcpCounters& counters() const { return counters_; }
+  bool loop_is_closed() const { return loop_->is_closed(); }
 
  private:
   using State = TcpConnection::State;
@@ -12201,12 +12500,6 @@ inline Error TcpCore::send(TcpConnection& connection, const Slices& message) {
 /// Writes what the system takes at once, and queues a copy of the rest.
 inline Error TcpCore::write(TcpConnection& connection, const Slices& message) {
   const std::size_t size = message.size();
-  if (connection.queued + size > options_.max_queued ||
-      queued_ + size > options_.max_queued_in_all) {
-    // Who does not read is not read from, so that it cannot make us more to send.
-    if (connection.state == State::open && connection.queued > 0) pause_reading(connection);
-    return ErrorCode::limit_reached;
-  }
   std::size_t sent = 0;
   if (connection.state == State::open && connection.queued == 0) {
     std::array<uv_buf_t, Slices::capacity> pieces;
@@ -12223,7 +12516,17 @@ inline Error TcpCore::write(TcpConnection& connection, const Slices& message) {
     if (status > 0) sent = static_cast<std::size_t>(status);
     if (sent == size) return {};
   }
-  return enqueue(connection, message, sent);
+  const std::size_t rest = size - sent;
+  if (connection.queued + rest <= options_.max_queued &&
+      queued_ + rest <= options_.max_queued_in_all) {
+    return enqueue(connection, message, sent);
+  }
+  if (sent > 0) {
+    close(connection, ErrorCode::limit_reached);  // nothing can follow half a message
+  } else if (connection.queued > 0) {
+    pause_reading(connection);  // who does not read is not read from: it would make us more to send
+  }
+  return ErrorCode::limit_reached;
 }
 
 inline Error TcpCore::enqueue(TcpConnection& connection, const Slices& message,
@@ -12320,7 +12623,7 @@ inline void ignore_broken_pipes() {
 
 /// All TCP listeners and connections of one owner. May be destroyed at any time, inside its
 /// receiver's callbacks too.
-class TcpConnections : private Alarm {
+class TcpConnections final : private Alarm {
  public:
   /// `key` keeps peers from choosing addresses that collide in our tables: `random_secret()`.
   /// `receiver` must live until this is closed.
@@ -12336,14 +12639,14 @@ class TcpConnections : private Alarm {
   /// Accepts connections at `address`, port 0 for any that is free; returns the address with its
   /// port. Error: `network`; a port that is taken is one.
   Result<SocketAddress> listen(const SocketAddress& address, const TcpListenOptions& options = {}) {
-    if (is_closed_) return ErrorCode::closed;
+    if (is_closed_ || core_->loop_is_closed()) return ErrorCode::closed;
     return core_->listen(address, options);
   }
 
   /// The number of a connection to `remote`: one that is open or opening, else a new one. Error:
   /// `limit_reached`, `network`. That it could not be made is said by `on_connection_closed`.
   Result<std::uint32_t> connect(const SocketAddress& remote) {
-    if (is_closed_) return ErrorCode::closed;
+    if (is_closed_ || core_->loop_is_closed()) return ErrorCode::closed;
     if (const detail::TcpConnection* found = core_->find(remote)) return found->number;
     return core_->connect(remote);
   }
@@ -13149,15 +13452,15 @@ class Reply {
   Reply(std::weak_ptr<detail::EndpointCore> core, ServerTransaction server)
       : core_(std::move(core)), server_(server) {}
 
-  /// Sends a final answer, 200 to 699, with this phrase or the usual one.
-  /// Errors: `gone` where it was answered before, its sender has given up (32 s), or the Endpoint
-  /// is closed; `bad_argument` for another code; `forbidden_octet` for a phrase with a line end.
-  Error send(int code, std::string_view phrase = {}) const {
+  /// Sends a final answer, 200 to 699, with this phrase or the usual one. False where nothing was
+  /// sent: the message was answered before, its sender has given up (after 32 s), the Endpoint is
+  /// closed, the code is another one, or the phrase would end the line.
+  bool send(int code, std::string_view phrase = {}) const {
     const auto core = core_.lock();
-    if (!core || core->is_closed()) return ErrorCode::gone;
+    if (!core || core->is_closed()) return false;
     const Error error = core->agent().reply(server_, code, phrase);
     core->rearm();
-    return error;
+    return !error;
   }
 
  private:
@@ -13335,6 +13638,33 @@ struct OwnedRouteRequest {
   RouteKey key;
 };
 
+/// The file that bindings outlive the server in. It is written by threads of the pool and, at the
+/// end, by the loop's; an older state never replaces a newer one.
+class BindingsFile {
+ public:
+  explicit BindingsFile(std::string path) : path_(std::move(path)) { uv_mutex_init(&mutex_); }
+  ~BindingsFile() { uv_mutex_destroy(&mutex_); }
+  BindingsFile(const BindingsFile&) = delete;
+  BindingsFile& operator=(const BindingsFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  Error write(std::uint64_t revision, std::string_view text) {
+    uv_mutex_lock(&mutex_);
+    Error error;
+    if (revision >= written_revision_) {
+      error = write_file_atomically(path_, text);
+      written_revision_ = revision;
+    }
+    uv_mutex_unlock(&mutex_);
+    return error;
+  }
+
+ private:
+  const std::string path_;
+  uv_mutex_t mutex_;
+  std::uint64_t written_revision_ = 0;
+};
+
 /// Everything of a Server. Lives until the Server is gone and the last callback has returned.
 class ServerCore final : public TransportReceiver,
                          public Alarm,
@@ -13425,6 +13755,7 @@ class ServerCore final : public TransportReceiver,
   void load_bindings();
   std::uint64_t save_deadline_ms() const;
   void save_if_due(std::uint64_t now_ms);
+  void report_save(Error error);
   std::string bindings_text() { return registrar_.save(loop_->now_ms(), unix_time_s()); }
 
   Settings settings_;
@@ -13435,7 +13766,8 @@ class ServerCore final : public TransportReceiver,
   Registrar registrar_;
   Proxy proxy_;
   Offload offload_;
-  SipHashKey order_key_;  ///< for the keys that keep messages in order
+  SipHashKey order_key_;                         ///< for the keys that keep messages in order
+  std::shared_ptr<BindingsFile> bindings_file_;  ///< null where none is set
   std::uint64_t saved_revision_ = 0;
   std::uint64_t last_save_ms_ = 0;
   bool is_saving_ = false;
@@ -13561,54 +13893,55 @@ inline Verdict ServerCore::run_in_pool(const std::shared_ptr<RouteHandler>& hand
 }
 
 inline void ServerCore::load_bindings() {
+  last_save_ms_ = loop_->now_ms();
   if (settings_.registrar.file.empty()) return;
+  bindings_file_ = std::make_shared<BindingsFile>(settings_.registrar.file);
   FileSource source;
   Ini file;
   Diagnostics diagnostics;
-  if (load_ini(source, settings_.registrar.file, {}, file, diagnostics)) return;  // the first start
+  if (load_ini(source, bindings_file_->path(), {}, file, diagnostics)) return;  // the first start
   const auto keep = [this](std::string_view user, Flow& flow) {
     flow.socket = 0;
     return settings_.registrar.autocreate || users_->find(user) != nullptr;
   };
   const auto result = registrar_.load(file, loop_->now_ms(), unix_time_s(), keep);
   saved_revision_ = registrar_.revision();
-  log(Severity::info, std::to_string(result.loaded) + " bindings read from " +
-                          settings_.registrar.file + ", " + std::to_string(result.dropped) +
-                          " dropped");
+  log(Severity::info, bindings_file_->path() + ": " + std::to_string(result.loaded) +
+                          " bindings read, " + std::to_string(result.dropped) + " dropped");
 }
 
 inline std::uint64_t ServerCore::save_deadline_ms() const {
-  const bool due =
-      !settings_.registrar.file.empty() && !is_saving_ && registrar_.revision() != saved_revision_;
+  const bool due = bindings_file_ && !is_saving_ && registrar_.revision() != saved_revision_;
   return due ? last_save_ms_ + save_interval_ms : UINT64_MAX;
 }
 
 inline void ServerCore::save_if_due(std::uint64_t now_ms) {
   if (now_ms < save_deadline_ms()) return;
-  is_saving_ = true;
   last_save_ms_ = now_ms;
-  saved_revision_ = registrar_.revision();
-  const auto write = [path = settings_.registrar.file, text = bindings_text()] {
-    return write_file_atomically(path, text);
+  const std::uint64_t revision = registrar_.revision();
+  const auto work = [file = bindings_file_, text = bindings_text(), revision] {
+    return file->write(revision, text);
   };
-  const auto done = [this](Error error, Error written) {
+  const auto done = [this, revision](Error error, Error written) {
     is_saving_ = false;
-    if (!error && written) {
-      log(Severity::warning,
-          settings_.registrar.file + ": " + describe(written) + ": the bindings are not saved");
-    }
+    if (!error && written) report_save(written);
+    if (!error && !written) saved_revision_ = revision;
     rearm();
   };
-  if (offload_.run(write, done)) is_saving_ = false;
+  is_saving_ = !offload_.run(work, done);
+}
+
+inline void ServerCore::report_save(Error error) {
+  log(Severity::warning,
+      bindings_file_->path() + ": " + describe(error) + ": the bindings are not saved");
 }
 
 inline void ServerCore::close() {
   if (closed_) return;
   closed_ = true;
-  if (!settings_.registrar.file.empty() && registrar_.revision() != saved_revision_) {
-    if (const Error error = write_file_atomically(settings_.registrar.file, bindings_text())) {
-      log(Severity::warning, settings_.registrar.file + ": " + describe(error));
-    }
+  if (bindings_file_ && registrar_.revision() != saved_revision_) {
+    const Error error = bindings_file_->write(registrar_.revision(), bindings_text());
+    if (error) report_save(error);
   }
   offload_.close();
   transports_.close();

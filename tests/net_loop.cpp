@@ -17,7 +17,7 @@ using namespace sipmsg;
 
 namespace {
 
-class TestAlarm : public Alarm {
+class TestAlarm final : public Alarm {
  public:
   explicit TestAlarm(Loop& loop) : Alarm(loop) {}
   void on_alarm(std::uint64_t now_ms) override {
@@ -263,7 +263,8 @@ TEST_CASE("this machine has a loopback interface with its network") {
 
 TEST_CASE("the local address for a peer is the one nearest to it") {
   std::vector<InterfaceAddress> interfaces;
-  const auto add = [&](std::string_view text, std::uint8_t prefix_length, bool is_loopback = false) {
+  const auto add = [&](std::string_view text, std::uint8_t prefix_length,
+                       bool is_loopback = false) {
     interfaces.push_back({ip(text), prefix_length, is_loopback});
   };
   add("127.0.0.1", 8, true);
@@ -276,13 +277,13 @@ TEST_CASE("the local address for a peer is the one nearest to it") {
   struct Row {
     std::string_view remote, expected;
   };
-  for (const Row& row : {Row{"127.0.0.1", "127.0.0.1"}, Row{"127.8.8.8", "127.0.0.1"},
-                         Row{"192.0.2.77", "192.0.2.10"}, Row{"10.200.0.1", "10.0.0.1"},
-                         Row{"10.1.15.255", "10.1.2.3"}, Row{"10.1.16.0", "10.0.0.1"},
-                         Row{"10.0.0.1", "10.0.0.1"}, Row{"203.0.113.1", "192.0.2.10"},
-                         Row{"::1", "::1"}, Row{"2001:db8::77", "2001:db8::10"},
-                         Row{"2001:db8:1::77", "2001:db8::10"}, Row{"fdff::1", "fd00::10"},
-                         Row{"fe80::77", "fe80::5"}}) {
+  for (const Row& row :
+       {Row{"127.0.0.1", "127.0.0.1"}, Row{"127.8.8.8", "127.0.0.1"},
+        Row{"192.0.2.77", "192.0.2.10"}, Row{"10.200.0.1", "10.0.0.1"},
+        Row{"10.1.15.255", "10.1.2.3"}, Row{"10.1.16.0", "10.0.0.1"}, Row{"10.0.0.1", "10.0.0.1"},
+        Row{"203.0.113.1", "192.0.2.10"}, Row{"::1", "::1"}, Row{"2001:db8::77", "2001:db8::10"},
+        Row{"2001:db8:1::77", "2001:db8::10"}, Row{"fdff::1", "fd00::10"},
+        Row{"fe80::77", "fe80::5"}}) {
     CAPTURE(row.remote);
     CHECK(to_text(choose_local_address(interfaces, ip(row.remote))) == row.expected);
   }

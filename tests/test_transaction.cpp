@@ -289,6 +289,7 @@ TEST_CASE("a final response is told once, and repeats of it are absorbed until T
       world.receive(response_text(first));
       CHECK(world.responses == std::vector<int>{first});
       CHECK(world.layer.kept_size() == 0);
+      CHECK(world.layer.next_deadline() == 5600);  // Timers E and F are off
       world.receive(response_text(first));
       world.receive(response_text(180));
       world.receive(response_text(486));
@@ -860,6 +861,7 @@ TEST_CASE("an ACK ends the repetition, and Timer I the transaction") {
     }
     world.receive(ack);
     CHECK(world.layer.kept_size() == 0);
+    CHECK(world.layer.next_deadline() == 5700);  // Timer G is off
     world.receive(ack);
     world.receive(form(invite_request));  // Confirmed: nothing
     world.run_until(5699);
@@ -1212,7 +1214,7 @@ TEST_CASE("the torture messages of RFC 4475 meet the transaction layer") {
       {"badinv01.dat", "400 a parameter is malformed (octet 217)"},
       {"clerr.dat", "400 Content-Length is larger than the body that came (octet 336)"},
       {"ncl.dat", "400 Content-Length is not a number (octet 326)"},
-      {"scalar02.dat", "400 CSeq is malformed (octet 194)"},
+      {"scalar02.dat", "400 CSeq is malformed (octet 174)"},
       {"scalarlg.dat", "dropped"},
       {"quotbal.dat", "400 a quoted string is not closed (octet 41)"},
       {"ltgtruri.dat", "400 the URI is malformed (octet 7)"},
@@ -1372,7 +1374,23 @@ TEST_CASE("when a failure is told, others may be forgotten and new requests sent
   CHECK(world.layer.size() == 0);
 }
 
-TEST_CASE("when a timeout is told, the world may be closed") {
+TEST_CASE("when a timeout is told, the connection may be closed") {
+  World world;
+  REQUIRE(world.send(tcp, 1, "z9hG4bK1"));
+  world.run_until(10);
+  REQUIRE(world.send(tcp, 2, "z9hG4bK2"));
+  world.when_failure = [&](ClientTransaction) {
+    world.layer.connection_closed(tcp.socket, ErrorCode::network, world.now_ms);
+  };
+  world.run_until(32000);
+  REQUIRE(world.failures.size() == 2);
+  CHECK(world.failures[0].code == ErrorCode::timeout);
+  CHECK(world.failures[1].code == ErrorCode::network);
+  CHECK(world.failures[1].user_data == 2);
+  CHECK(world.layer.size() == 0);
+}
+
+TEST_CASE("when a timeout is told, everything may be closed") {
   World world;
   for (std::uint64_t i = 0; i < 5; ++i) {
     REQUIRE(world.send(i % 2 == 0 ? udp : tcp, i, "z9hG4bK" + std::to_string(i)));

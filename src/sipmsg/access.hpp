@@ -6,6 +6,9 @@
 // one of his alternatives, in a domain of ours.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,7 +19,8 @@
 
 namespace sipmsg {
 
-/// The domains this server answers for: names, addresses, or any. Ports do not matter.
+/// The domains this server answers for: names, addresses, or any. Ports do not matter, nor does the
+/// case of names.
 class OwnDomains {
  public:
   /// "*" makes every domain ours. An IPv6 address may stand in brackets.
@@ -26,7 +30,7 @@ class OwnDomains {
     } else if (const auto ip = parse_ip(domain)) {
       addresses_.push_back(*ip);
     } else if (!domain.empty()) {
-      names_.push_back(to_lower(domain));
+      names_.push_back(std::string(without_last_dot(domain)));
     }
   }
   void add(const IpAddress& address) { addresses_.push_back(address); }
@@ -34,8 +38,9 @@ class OwnDomains {
   /// Whether a URI's host, IPv6 without brackets, is ours.
   bool contains(std::string_view host) const {
     if (any_) return true;
+    const std::string_view wanted = without_last_dot(host);
     for (const std::string& name : names_) {
-      if (equal_ignoring_case(name, without_last_dot(host))) return true;
+      if (equal_ignoring_case(name, wanted)) return true;
     }
     if (const auto ip = parse_ip(host)) {
       return std::find(addresses_.begin(), addresses_.end(), *ip) != addresses_.end();
@@ -62,6 +67,27 @@ enum class ChallengeKind : std::uint8_t { www, proxy };
 
 constexpr int challenge_code(ChallengeKind kind) { return kind == ChallengeKind::www ? 401 : 407; }
 
+/// A few header fields of one message, by their index in it.
+class FieldList {
+ public:
+  static constexpr std::size_t capacity = 12;
+
+  void add(std::size_t field) {
+    overflowed_ = overflowed_ || count_ == capacity;
+    if (!overflowed_) fields_[count_++] = static_cast<std::uint8_t>(field);
+  }
+  /// Whether there were more than the list can hold.
+  bool overflowed() const { return overflowed_; }
+  const std::uint8_t* begin() const { return fields_.data(); }
+  const std::uint8_t* end() const { return fields_.data() + count_; }
+
+ private:
+  static_assert(SIPMSG_MAX_HEADERS <= 256, "an index takes one octet");
+  std::array<std::uint8_t, capacity> fields_{};
+  std::uint8_t count_ = 0;
+  bool overflowed_ = false;
+};
+
 /// What came of asking who sent a request.
 struct Identity {
   enum class Kind : std::uint8_t {
@@ -71,10 +97,8 @@ struct Identity {
   };
   Kind kind = Kind::anonymous;
   const UserSettings* user = nullptr;
-  /// Credentials were there and the response did not fit: worth a line in the log.
-  bool refused = false;
-  /// The field that carried our credentials: not for the recipient's eyes.
-  std::size_t field = 0;
+  /// Why credentials for our realm were refused, for the log; empty where they were not.
+  std::string_view refusal;
 };
 
 /// Judges the credentials of requests and writes challenges.
@@ -83,26 +107,28 @@ class AccessControl {
   AccessControl(DigestOptions options, std::string_view secret)
       : authenticator_(std::move(options), secret) {}
 
-  /// Reads every credential of the request that is for our realm; the first that is right counts.
+  /// Reads the credentials of the request that are for our realm; the first that are right count.
+  /// Adds the fields they stand in to `own`: they are not for the eyes of a recipient, who could
+  /// try passwords on them.
   Identity identify(const MessageView& request, ChallengeKind kind, const UserDirectory& users,
-                    const IpAddress& source, std::uint64_t now_ms) {
-    const HeaderId id =
-        kind == ChallengeKind::www ? HeaderId::authorization : HeaderId::proxy_authorization;
+                    const IpAddress& source, std::uint64_t now_ms, FieldList& own) {
     Identity identity;
-    for (std::size_t field = request.find(id); field != request.header_count();
-         field = request.find_next(field)) {
-      const auto credentials = parse_credentials(request.field(field).value);
-      if (!credentials || !credentials->is_digest) continue;
-      const Identity judged = judge(*credentials, request, users, source, now_ms);
-      if (judged.kind == Identity::Kind::anonymous) {
-        identity.refused = identity.refused || judged.refused;
-        continue;
+    std::size_t judged = 0;
+    for_each_own(request, kind, [&](std::size_t field, const DigestCredentials& credentials) {
+      own.add(field);
+      if (identity.kind == Identity::Kind::known || judged++ >= max_judged) return;
+      const Identity next = judge(credentials, request, users, source, now_ms);
+      if (next.kind != Identity::Kind::anonymous || identity.kind == Identity::Kind::anonymous) {
+        identity = next;
       }
-      identity = judged;
-      identity.field = field;
-      if (identity.kind == Identity::Kind::known) return identity;
-    }
+    });
     return identity;
+  }
+
+  /// Adds the fields with credentials for our realm, unread.
+  void find_own(const MessageView& request, ChallengeKind kind, FieldList& own) const {
+    for_each_own(request, kind,
+                 [&own](std::size_t field, const DigestCredentials&) { own.add(field); });
   }
 
   /// Writes the challenge headers of a 401 or 407, one for each algorithm (RFC 8760 2.3).
@@ -122,12 +148,29 @@ class AccessControl {
   const std::string& realm() const { return authenticator_.options().realm; }
 
  private:
+  /// Judging costs a few hashes, over the body too for auth-int. One realm needs one credential.
+  static constexpr std::size_t max_judged = 4;
+
+  /// Calls `use(field, credentials)` on each credential for our realm, malformed ones left out.
+  template <class Use>
+  void for_each_own(const MessageView& request, ChallengeKind kind, Use use) const {
+    const HeaderId id =
+        kind == ChallengeKind::www ? HeaderId::authorization : HeaderId::proxy_authorization;
+    for (std::size_t field = request.find(id); field != request.header_count();
+         field = request.find_next(field)) {
+      const auto credentials = parse_credentials(request.field(field).value);
+      if (!credentials || !credentials->is_digest) continue;
+      if (detail::equal_unquoted(credentials->realm, realm())) use(field, *credentials);
+    }
+  }
+
   Identity judge(const DigestCredentials& credentials, const MessageView& request,
                  const UserDirectory& users, const IpAddress& source, std::uint64_t now_ms) {
     Identity identity;
     name_.clear();
-    for (UnquotedOctets octets(credentials.username); !octets.done();)
+    for (UnquotedOctets octets(credentials.username); !octets.done();) {
       name_.push_back(octets.next());
+    }
     const UserSettings* user = users.find(name_);
     if (user != nullptr && !user->has_password) user = nullptr;
     // An empty password lets everyone in who gives the name, as in Yate; `check` warns of it.
@@ -147,7 +190,9 @@ class AccessControl {
         break;
       case DigestVerdict::stale: identity.kind = Identity::Kind::stale; break;
       case DigestVerdict::wrong_response:
-      case DigestVerdict::wrong_uri: identity.refused = true; break;
+        identity.refusal = "wrong password or unknown user";
+        break;
+      case DigestVerdict::wrong_uri: identity.refusal = "credentials for another address"; break;
       case DigestVerdict::wrong_scheme:
       case DigestVerdict::wrong_realm:
       case DigestVerdict::wrong_algorithm: break;
@@ -160,7 +205,8 @@ class AccessControl {
   std::string challenge_;  ///< the same
 };
 
-/// Whether an authenticated user may send under that From, or register that To.
+/// Whether an authenticated user may send under that From, or register that To: under its own name
+/// or an alternative, in a domain of ours.
 inline bool may_speak_as(const UserSettings& user, const UriView& address,
                          std::string_view decoded_user, const OwnDomains& domains) {
   return answers_to(user, decoded_user) && domains.contains(address.host);

@@ -72,7 +72,8 @@ class Agent final : public TransactionUser {
   /// `secret`: 16 octets nobody else knows, fresh for each agent. The sink must outlive this.
   Agent(AgentOptions options, Sink& sink, const SipHashKey& secret)
       : Agent(std::move(options), sink, Random(secret)) {}
-  /// Closes: whoever waits is told `closed`, once more exactly once.
+  /// Closes: whoever waits is told `closed`, from in here. What callbacks use must outlive this, or
+  /// `close` be called first.
   ~Agent() { close(); }
   Agent(const Agent&) = delete;
   Agent& operator=(const Agent&) = delete;

@@ -85,15 +85,15 @@ class Reply {
   Reply(std::weak_ptr<detail::EndpointCore> core, ServerTransaction server)
       : core_(std::move(core)), server_(server) {}
 
-  /// Sends a final answer, 200 to 699, with this phrase or the usual one.
-  /// Errors: `gone` where it was answered before, its sender has given up (32 s), or the Endpoint
-  /// is closed; `bad_argument` for another code; `forbidden_octet` for a phrase with a line end.
-  Error send(int code, std::string_view phrase = {}) const {
+  /// Sends a final answer, 200 to 699, with this phrase or the usual one. False where nothing was
+  /// sent: the message was answered before, its sender has given up (after 32 s), the Endpoint is
+  /// closed, the code is another one, or the phrase would end the line.
+  bool send(int code, std::string_view phrase = {}) const {
     const auto core = core_.lock();
-    if (!core || core->is_closed()) return ErrorCode::gone;
+    if (!core || core->is_closed()) return false;
     const Error error = core->agent().reply(server_, code, phrase);
     core->rearm();
-    return error;
+    return !error;
   }
 
  private:

@@ -59,7 +59,7 @@
   X(unsupported_scheme,       "the URI scheme is not served")                                     \
   X(unsupported_transport,    "the transport is not served")                                      \
   /* writing */                                                                                   \
-  X(forbidden_octet,          "CR, LF, NUL or a misplaced blank cannot be written")                    \
+  X(forbidden_octet,          "CR, LF, NUL or a misplaced blank cannot be written")               \
   X(no_room,                  "the output does not fit in the buffer")                            \
   /* running */                                                                                   \
   X(bad_argument,             "an argument is out of its range")                                  \

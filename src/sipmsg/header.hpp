@@ -433,8 +433,10 @@ inline Result<CSeq> parse_cseq(std::string_view text) {
   detail::Scanner in(text);
   CSeq cseq;
   in.skip_blanks();
+  const Error no_number = in.error(ErrorCode::bad_cseq);
   const auto number = parse_digits(in.of_class(char_digit), 0x7fffffff);
-  if (!number || !is_blank(in.peek())) return in.error(ErrorCode::bad_cseq);
+  if (!number) return no_number;
+  if (!is_blank(in.peek())) return in.error(ErrorCode::bad_cseq);
   cseq.number = static_cast<std::uint32_t>(*number);
   in.skip_blanks();
   cseq.method = in.token();

@@ -276,9 +276,11 @@ inline void LoopCore::wake_at(std::uint64_t deadline_ms) {
   if (closed_ || deadline_ms >= timer_deadline_ms_) return;
   timer_deadline_ms_ = deadline_ms;
   const std::uint64_t now_ms = uv_now(loop_);
+  // Never 0: libuv calls a timer that is set to 0 inside its own callback again before anything
+  // else gets its turn (libuv before 1.48).
   uv_timer_start(
       &timer_, [](uv_timer_t* handle) { static_cast<LoopCore*>(handle->data)->run_alarms(); },
-      deadline_ms > now_ms ? deadline_ms - now_ms : 0, 0);
+      deadline_ms > now_ms ? deadline_ms - now_ms : 1, 0);
 }
 
 inline Alarm* LoopCore::next_due(std::uint64_t now_ms) {

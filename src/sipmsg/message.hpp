@@ -50,7 +50,9 @@ class HeaderValues;
 
 class MessageView {
  public:
-  /// Reads `bytes`, which must stay where they are for as long as the view is used.
+  /// Reads `bytes`, which must stay where they are for as long as the view is used. Empty lines at
+  /// the front of a datagram are no part of the message (RFC 3261 7.5 asks that of streams, where
+  /// the StreamFramer sees to it); a datagram of nothing else is `empty`.
   ///
   /// Returns the first mistake in the frame: start line, header lines, Content-Length. Whatever the
   /// mistake, what could be indexed can be asked for. With Framing::stream a body that has not come
@@ -235,7 +237,7 @@ class HeaderValues {
       read();
     }
     void read() {
-      const std::size_t end = find_outside_quotes(rest_, ",");
+      const std::size_t end = find_outside_quotes(rest_, ',');
       current_ = trim(rest_.substr(0, end));
       more_in_field_ = end < rest_.size();
       if (more_in_field_) rest_.remove_prefix(end + 1);
@@ -280,6 +282,9 @@ inline Result<Via> MessageView::top_via() const {
 }
 
 inline Error MessageView::parse(std::string_view bytes, Framing framing) {
+  if (framing == Framing::datagram) {
+    while (bytes.substr(0, 2) == "\r\n") bytes.remove_prefix(2);
+  }
   base_ = bytes.data();
   body_begin_ = body_size_ = missing_ = status_code_ = 0;
   header_count_ = 0;
@@ -311,7 +316,7 @@ inline Error MessageView::parse(std::string_view bytes, Framing framing) {
     const std::string_view text = bytes.substr(position, line.end - position);
     const bool is_start_line = position == 0;
     position = line.next;
-    if (text.empty() && is_start_line) return ErrorCode::empty;
+    if (text.empty() && is_start_line) return line.error ? line.error : ErrorCode::empty;
     if (text.empty()) break;
     if (const Error error = is_start_line ? parse_start_line(text) : parse_header_line(text)) {
       note(error);

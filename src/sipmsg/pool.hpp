@@ -133,7 +133,8 @@ constexpr std::uint64_t pack_handle(Handle handle) {
   return std::uint64_t{handle.generation} << 32 | handle.index;
 }
 constexpr Handle unpack_handle(std::uint64_t packed) {
-  return {static_cast<std::uint32_t>(packed & 0xffffffff), static_cast<std::uint32_t>(packed >> 32)};
+  return {static_cast<std::uint32_t>(packed & 0xffffffff),
+          static_cast<std::uint32_t>(packed >> 32)};
 }
 
 /// Objects at addresses that never change, found by index. Room for `chunk_size` objects is
@@ -161,26 +162,21 @@ class Slab {
   }
 
   /// The object, or null where it is gone.
-  T* get(Handle handle) {
-    if (!is_live(handle)) return nullptr;
-    return &at(handle.index);
-  }
-  const T* get(Handle handle) const { return const_cast<Slab*>(this)->get(handle); }
+  T* get(Handle handle) { return is_live(handle) ? &at(handle.index) : nullptr; }
+  const T* get(Handle handle) const { return is_live(handle) ? &at(handle.index) : nullptr; }
 
   /// The object with that index, which must be alive.
-  T& at(std::uint32_t index) { return *std::launder(reinterpret_cast<T*>(cell_at(index).storage)); }
-  const T& at(std::uint32_t index) const { return const_cast<Slab*>(this)->at(index); }
+  T& at(std::uint32_t index) { return object(cell_at(index)); }
+  const T& at(std::uint32_t index) const { return object(cell_at(index)); }
   /// The handle of the object with that index, which must be alive.
-  Handle handle_of(std::uint32_t index) const {
-    return {index, const_cast<Slab*>(this)->cell_at(index).generation};
-  }
+  Handle handle_of(std::uint32_t index) const { return {index, cell_at(index).generation}; }
 
   /// Ends the object's life; nothing happens where it is gone already.
   void destroy(Handle handle) {
     if (!is_live(handle)) return;
     Cell& cell = cell_at(handle.index);
     ++cell.generation;  // before the destructor, so that nothing finds the object any more
-    at(handle.index).~T();
+    object(cell).~T();
     cell.next_free = first_free_;
     first_free_ = handle.index;
     --size_;
@@ -211,10 +207,13 @@ class Slab {
   };
   static constexpr std::uint32_t none = 0xffffffff;
 
-  Cell& cell_at(std::uint32_t index) { return chunks_[index / chunk_size][index % chunk_size]; }
+  static T& object(Cell& cell) { return *std::launder(reinterpret_cast<T*>(cell.storage)); }
+  Cell& cell_at(std::uint32_t index) const {
+    return chunks_[index / chunk_size][index % chunk_size];
+  }
   bool is_live(Handle handle) const {
     return handle.generation % 2 == 1 && handle.index < capacity() &&
-           const_cast<Slab*>(this)->cell_at(handle.index).generation == handle.generation;
+           cell_at(handle.index).generation == handle.generation;
   }
   void add_chunk() {
     const auto first = static_cast<std::uint32_t>(capacity());

@@ -9,6 +9,7 @@
 // Left out on purpose: dialogs, Record-Route, redirection, and everything of calls.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <string>
@@ -28,16 +29,9 @@ inline SipHashKey derive_key(const SipHashKey& secret, char purpose) {
   SipHashKey key{};
   for (char half : {'1', '2'}) {
     const char text[] = {purpose, half};
-    std::uint64_t word = SipHash::of(secret, {text, 2});
-    for (std::size_t i = 0; i < 8; ++i, word >>= 8) {
-      key[(half == '2' ? 8U : 0U) + i] = static_cast<std::uint8_t>(word & 0xff);
-    }
+    store_little(SipHash::of(secret, {text, 2}), key.data() + (half == '2' ? 8 : 0));
   }
   return key;
-}
-
-inline std::string_view text_of_key(const SipHashKey& key) {
-  return {reinterpret_cast<const char*>(key.data()), key.size()};
 }
 
 inline TransactionOptions transaction_options(const Settings& settings) {
@@ -46,12 +40,10 @@ inline TransactionOptions transaction_options(const Settings& settings) {
   options.t4_ms = settings.timers.t4_ms;
   options.max_transactions = settings.max_transactions;
   options.retry_after_s = settings.flood.retry_after_s;
+  options.answer_to_source =
+      std::any_of(settings.listeners.begin(), settings.listeners.end(),
+                  [](const ListenerSettings& listener) { return listener.answer_to_source; });
   return options;
-}
-
-inline void decode_into(std::string& out, std::string_view escaped) {
-  out.clear();
-  for (UnescapedOctets octets(escaped); !octets.done();) out.push_back(octets.next());
 }
 
 }  // namespace detail
@@ -74,10 +66,9 @@ class Proxy : public TransactionUser {
         answers_(layer_, counters_),
         relays_(layer_, sink, answers_, counters_, log, settings.timers.t1_ms,
                 detail::derive_key(secret, 'r')),
-        access_(settings.digest, detail::text_of_key(detail::derive_key(secret, 'd'))),
-        handler_deadlines_(&timers_.queue(handler_deadline_ms(settings))) {
-    answers_.set_server_name(settings.user_agent);
-    users_handler_ = add_users_handler();
+        access_(settings.digest, text_of(detail::derive_key(secret, 'd'))),
+        t1_ms_(settings.timers.t1_ms) {
+    apply_settings();
   }
   Proxy(const Proxy&) = delete;
   Proxy& operator=(const Proxy&) = delete;
@@ -118,57 +109,75 @@ class Proxy : public TransactionUser {
   HandlerChain& handlers() { return chain_; }
   void set_domains(OwnDomains domains) { domains_ = std::move(domains); }
   /// Other settings and users from now on; bindings and what is on its way stay. Timers, table
-  /// sizes and the digest realm are those of the start.
+  /// sizes and everything of the digest are those of the start. A handler may call this.
   void reload(const Settings& settings, const UserDirectory& users) {
     settings_ = settings;
     users_ = &users;
-    answers_.set_server_name(settings.user_agent);
-    handler_deadlines_ = &timers_.queue(handler_deadline_ms(settings));
-    chain_.remove(users_handler_);
-    users_handler_ = add_users_handler();
+    apply_settings();
   }
   /// Seconds since 1970 when `now_ms` was 0, for Date headers; without it none is written.
   void set_unix_time_at_zero(std::int64_t unix_s) { unix_s_at_zero_ = unix_s; }
-  /// The verdict a handler promised with Verdict::later(). `gone` where its deadline is over.
+  /// The verdict a handler promised with Verdict::later(). Errors: `gone` where it was given
+  /// before, its deadline is over or the sender has given up; `bad_argument` for one more `later`.
   Error resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms);
 
   const ServerCounters& counters() const { return counters_; }
   std::size_t transactions() const { return layer_.size(); }
+  /// How many messages are on their way to their recipients.
+  std::size_t relays() const { return relays_.size(); }
+  /// Octets held by kept messages.
+  std::size_t kept_size() const { return layer_.kept_size() + relays_.kept_size(); }
   /// How many messages wait for a handler's verdict.
   std::size_t waiting() const { return waiting_.size(); }
 
  private:
-  static constexpr std::uint64_t log_pause_ms = 60000;
-
-  static std::uint64_t handler_deadline_ms(const Settings& settings) {
-    return std::uint64_t{1000} * settings.message.handler_deadline_s;
-  }
-
-  /// A MESSAGE while the handlers look at it.
+  /// A MESSAGE while the handlers look at it. Texts are views, names as written.
   struct Asked {
     RelayRequest request;
+    std::string_view caller;
+    std::string_view caller_name;
+    std::string_view called;
     std::string_view username;
     HandlerChain::Position position;
   };
 
-  /// One that a handler keeps: everything Asked borrows, owned.
+  /// One that a handler keeps: what Asked borrows, owned.
   struct Waiting {
-    Message message;
-    RelayRequest request;
-    std::string username;
-    HandlerChain::Position position;
+    Waiting(const Asked& asked_now, std::uint32_t index)
+        : message(*asked_now.request.message),
+          username(asked_now.username),
+          asked(asked_now),
+          timer(index) {
+      asked.request.message = &message;
+      asked.username = username;
+      read_names(asked);
+    }
+
+    const Message message;
+    const std::string username;
+    Asked asked;
     Timer timer;
   };
 
+  static std::string_view text_of(const SipHashKey& key) {
+    return detail::as_text(key.data(), key.size());
+  }
   void set_now(std::uint64_t now_ms) {
     now_ms_ = now_ms;
     answers_.set_now(now_ms);
     relays_.set_now(now_ms);
   }
+  void apply_settings() {
+    answers_.set_server_name(settings_.user_agent);
+    answers_.set_retry_after(settings_.flood.retry_after_s);
+    chain_.remove(users_handler_);
+    users_handler_ =
+        chain_.add(static_cast<int>(settings_.route_priority),
+                   [this](const RouteRequest& request) { return route_to_user(request); });
+  }
 
   // TransactionUser
-  inline void on_request(ServerTransaction server, const MessageView& request,
-                         const Flow& from) override;
+  void on_request(ServerTransaction server, const MessageView& request, const Flow& from) override;
   void on_response(ClientTransaction client, const MessageView& response, const Flow&) override {
     relays_.on_response(client, response);
   }
@@ -176,27 +185,27 @@ class Proxy : public TransactionUser {
 
   void on_message(ServerTransaction server, const MessageView& request, const Flow& from);
   void on_register(ServerTransaction server, const MessageView& request, const Flow& from);
-  void on_options(ServerTransaction server, const MessageView& request, const Flow& from);
+  void on_options(ServerTransaction server, const MessageView& request);
 
   bool is_flood() const { return settings_.flood.events != 0 && events_ > settings_.flood.events; }
   bool is_flood_victim(const MessageView& message, const Flow& from) const;
-  void refuse_method(ServerTransaction server, const MessageView& request);
+  void refuse_method(ServerTransaction server);
   bool refuse_scheme(ServerTransaction server, const UriView& uri);
+  bool refuse_domain(ServerTransaction server, int code, const UriView& uri);
   bool refuse_extensions(ServerTransaction server, const MessageView& request, HeaderId id,
                          std::string_view known);
-  bool refuse_sender(ServerTransaction server, const UserSettings& user, const MessageView& request,
-                     HeaderId id);
+  bool refuse_name(ServerTransaction server, const UserSettings& user, const UriView& address,
+                   std::string_view header);
   void challenge(ServerTransaction server, ChallengeKind kind, const Identity& identity,
                  const MessageView& request, const Flow& from);
   void write_allow(Output& out) const;
 
-  HandlerChain::Id add_users_handler() {
-    return chain_.add(static_cast<int>(settings_.route_priority),
-                      [this](const RouteRequest& request) { return route_to_user(request); });
-  }
+  bool refuse_route(const MessageView& request, Asked& asked);
+  bool refuse_sender(const MessageView& request, const UriView& from, Asked& asked);
+  static void read_names(Asked& asked);
   Verdict route_to_user(const RouteRequest& request) const;
   void walk(Asked& asked);
-  void decide(Asked& asked, const Verdict& verdict);
+  void decide(const Asked& asked, const Verdict& verdict);
   void keep_waiting(const Asked& asked, RouteKey key);
   void give_up_waiting(std::uint32_t index);
   void forward(const Asked& asked, const std::vector<std::string>& uris);
@@ -207,7 +216,6 @@ class Proxy : public TransactionUser {
 
   void write_registration(Output& out, std::string_view user, const MessageView& request,
                           const RegisterOutcome& outcome);
-  void log_seldom(std::uint64_t& last_ms, Severity severity, const std::string& text);
 
   Settings settings_;
   const UserDirectory* users_;
@@ -221,60 +229,66 @@ class Proxy : public TransactionUser {
   AccessControl access_;
   HandlerChain chain_;
   HandlerChain::Id users_handler_ = 0;
+  std::uint64_t t1_ms_;
   Timers timers_;
-  TimerQueue* handler_deadlines_;
-  Slab<Waiting> waiting_;
-  std::array<RelayTarget, RelaySet::max_branches> targets_;
+  /// A place for each message that handlers look at, taken in advance because they are given its
+  /// key; empty until one of them wants to answer later.
+  Slab<std::unique_ptr<Waiting>> waiting_;
+  std::array<RelayTarget, RelaySet::max_breadth + 1> targets_;
   std::size_t target_count_ = 0;
-  // Decoded names of the message at hand, kept for their capacity.
-  std::string caller_;
-  std::string called_;
-  std::string name_;
   std::uint64_t now_ms_ = 0;
   std::uint64_t events_ = 0;
   std::optional<std::int64_t> unix_s_at_zero_;
-  std::uint64_t message_off_logged_ms_ = 0;
-  std::uint64_t foreign_logged_ms_ = 0;
-  std::uint64_t waiting_logged_ms_ = 0;
+  LogLimit message_off_log_{1};
+  LogLimit domain_log_{1};
+  LogLimit waiting_log_{1};
+  LogLimit deadline_log_{10};
+  LogLimit password_log_{30};
+  LogLimit name_log_{30};
 };
 
-// ---- every request ------------------------------------------------------------------------------
+// Every request.
 
 inline void Proxy::on_request(ServerTransaction server, const MessageView& request,
                               const Flow& from) {
   switch (request.method()) {
     case Method::message:
       if (settings_.message.enable) return on_message(server, request, from);
-      log_seldom(message_off_logged_ms_, Severity::warning,
+      if (message_off_log_.admits(now_ms_)) {
+        log_.log(Severity::warning,
                  "MESSAGE refused with 501: set [message] enable=yes in ysipchan.conf");
+      }
       break;
     case Method::register_:
       if (settings_.registrar.enable) return on_register(server, request, from);
       break;
     case Method::options:
-      if (settings_.options_enable) return on_options(server, request, from);
+      if (settings_.options_enable) return on_options(server, request);
       break;
     // RFC 3261 9.2: only INVITE can be cancelled, and no INVITE is ever left unanswered here.
     case Method::cancel:
       return answers_.send(server, layer_.find_cancelled(request, from) ? 200 : 481);
     default: break;
   }
-  refuse_method(server, request);
+  refuse_method(server);
 }
 
 /// Yate answers 501 to whatever is not in its Allow list, also to methods it knows.
-inline void Proxy::refuse_method(ServerTransaction server, const MessageView&) {
+inline void Proxy::refuse_method(ServerTransaction server) {
   answers_.send(server, 501, {}, [this](Output& out) { write_allow(out); });
 }
 
 inline void Proxy::write_allow(Output& out) const {
-  std::array<std::string_view, 3> methods;
-  std::size_t count = 0;
-  if (settings_.message.enable) methods[count++] = "MESSAGE";
-  if (settings_.registrar.enable) methods[count++] = "REGISTER";
-  if (settings_.options_enable) methods[count++] = "OPTIONS";
+  std::string_view separator;
   out.raw("Allow: ");
-  for (std::size_t i = 0; i < count; ++i) out.raw(i == 0 ? "" : ", ").raw(methods[i]);
+  const auto add = [&](bool enabled, std::string_view method) {
+    if (!enabled) return;
+    out.raw(separator).raw(method);
+    separator = ", ";
+  };
+  add(settings_.message.enable, "MESSAGE");
+  add(settings_.registrar.enable, "REGISTER");
+  add(settings_.options_enable, "OPTIONS");
   out.raw("\r\n");
 }
 
@@ -295,31 +309,40 @@ inline bool Proxy::refuse_scheme(ServerTransaction server, const UriView& uri) {
   return true;
 }
 
+/// Not ours to serve, and relaying it would make us an open relay.
+inline bool Proxy::refuse_domain(ServerTransaction server, int code, const UriView& uri) {
+  if (domains_.contains(uri.host)) return false;
+  if (domain_log_.admits(now_ms_)) {
+    log_.log(Severity::warning, "a request for the foreign domain " + std::string(uri.host) +
+                                    " refused with " + std::to_string(code) +
+                                    ": [general] domains in ysipchan.conf lists our own");
+  }
+  answers_.send(server, code);
+  return true;
+}
+
 /// RFC 3261 8.2.2.3 (Require) and 16.3 step 5 (Proxy-Require): 420, naming what we do not know.
 inline bool Proxy::refuse_extensions(ServerTransaction server, const MessageView& request,
                                      HeaderId id, std::string_view known) {
+  const auto is_unknown = [known](std::string_view tag) {
+    return !tag.empty() && !equal_ignoring_case(tag, known);
+  };
+  const auto tags = request.values(id);
   bool unknown = false;
-  for (std::string_view tag : request.values(id)) {
-    unknown = unknown || !equal_ignoring_case(tag, known);
-  }
+  for (std::string_view tag : tags) unknown = unknown || is_unknown(tag);
   if (!unknown) return false;
   answers_.send(server, 420, {}, [&](Output& out) {
-    std::string_view separator;
-    out.raw(header_name(HeaderId::unsupported)).raw(": ");
-    for (std::string_view tag : request.values(id)) {
-      if (equal_ignoring_case(tag, known) || !is_token(tag)) continue;
-      out.raw(separator).raw(tag);
-      separator = ", ";
+    for (std::string_view tag : tags) {
+      if (is_unknown(tag) && is_token(tag)) write_header(out, HeaderId::unsupported, tag);
     }
-    out.raw("\r\n");
   });
   return true;
 }
 
 inline void Proxy::challenge(ServerTransaction server, ChallengeKind kind, const Identity& identity,
                              const MessageView& request, const Flow& from) {
-  if (identity.refused) {
-    log_.log(Severity::warning, "wrong password or unknown user in " +
+  if (!identity.refusal.empty() && password_log_.admits(now_ms_)) {
+    log_.log(Severity::warning, std::string(identity.refusal) + " in " +
                                     std::string(request.method_text()) + " from " +
                                     to_text(from.remote));
   }
@@ -331,98 +354,140 @@ inline void Proxy::challenge(ServerTransaction server, ChallengeKind kind, const
 
 /// An account is no licence to use other people's names: 403 where the address in that header is
 /// none of the user's.
-inline bool Proxy::refuse_sender(ServerTransaction server, const UserSettings& user,
-                                 const MessageView& request, HeaderId id) {
-  const auto address = id == HeaderId::from ? request.from() : request.to();
-  detail::decode_into(name_, address->uri.user);
-  if (may_speak_as(user, address->uri, name_, domains_)) return false;
-  log_.log(Severity::warning, "user " + user.name + " may not use the " +
-                                  std::string(header_name(id)) + " address " +
-                                  std::string(address->uri.text));
+inline bool Proxy::refuse_name(ServerTransaction server, const UserSettings& user,
+                               const UriView& address, std::string_view header) {
+  const ShortText name = ShortText::unescaped(address.user);
+  if (may_speak_as(user, address, name.view(), domains_)) return false;
+  if (name_log_.admits(now_ms_)) {
+    const bool is_foreign = answers_to(user, name.view());
+    log_.log(Severity::warning,
+             "user " + user.name + " may not use the " + std::string(header) + " address " +
+                 std::string(address.text) +
+                 (is_foreign ? ": [general] domains in ysipchan.conf does not list its domain"
+                             : ": it is neither the user's name nor one of the alternatives"));
+  }
   answers_.send(server, 403);
   return true;
 }
 
-inline void Proxy::log_seldom(std::uint64_t& last_ms, Severity severity, const std::string& text) {
-  if (last_ms != 0 && now_ms_ - last_ms < log_pause_ms) return;
-  last_ms = std::max<std::uint64_t>(now_ms_, 1);
-  log_.log(severity, text);
-}
-
-// ---- MESSAGE: the checks of RFC 3261 16.3
-// --------------------------------------------------------
+// MESSAGE: the checks of RFC 3261 16.3, in its order.
 
 inline void Proxy::on_message(ServerTransaction server, const MessageView& request,
                               const Flow& from) {
   const auto uri = request.request_uri();
   if (refuse_scheme(server, *uri)) return;
-  if (refuse_extensions(server, request, HeaderId::proxy_require, {})) return;
-  const std::uint32_t hops =
-      std::min(request.max_forwards().value_or(settings_.max_forwards), settings_.max_forwards);
+  const std::uint32_t most = settings_.max_forwards;
+  const std::uint32_t hops = std::min(request.max_forwards().value_or(most), most);
   if (hops == 0) return answers_.send(server, 483);
-  if (relays_.is_loop(request)) return answers_.send(server, 482);
 
   Asked asked;
   asked.request.server = server;
   asked.request.message = &request;
   asked.request.source = from;
+  asked.request.received_ms = now_ms_;
+  asked.request.loop_hash = relays_.loop_hash(request);
   asked.request.max_forwards = hops - 1;
-  asked.request.credentials_field = request.header_count();
+  if (relays_.is_loop(request, asked.request.loop_hash)) return answers_.send(server, 482);
+  if (refuse_extensions(server, request, HeaderId::proxy_require, {})) return;
+  if (refuse_domain(server, 403, *uri)) return;
+  if (refuse_route(request, asked)) return;
 
-  if (!uri->host.empty() && !domains_.contains(uri->host)) {
-    log_seldom(foreign_logged_ms_, Severity::warning,
-               "MESSAGE to the foreign domain " + std::string(uri->host) +
-                   " refused with 403: [general] domains in ysipchan.conf lists our own");
-    return answers_.send(server, 403);
+  const auto sender = request.from();
+  if (refuse_sender(request, sender->uri, asked)) return;
+  if (asked.request.removed.overflowed()) {
+    return answers_.send(server, 400, "Too many Route or credentials headers");
   }
-  // A Route that names us has led here and is taken off (16.4); any other would make us a relay.
-  if (request.has(HeaderId::route)) {
-    const auto routes = request.values(HeaderId::route);
-    auto route = routes.begin();
-    const auto first = parse_name_addr(*route);
-    if (!first) return answers_.send(server, 400, error_text(first.error().code));
-    if (!domains_.contains(first->uri.host)) return answers_.send(server, 403);
-    if (++route != routes.end()) return answers_.send(server, 403);
-    asked.request.pop_route = true;
-  }
-
-  if (settings_.message.auth_required) {
-    const ChallengeKind kind =
-        settings_.message.auth_code == 407 ? ChallengeKind::proxy : ChallengeKind::www;
-    const Identity identity = access_.identify(request, kind, *users_, from.remote.ip, now_ms_);
-    if (identity.kind != Identity::Kind::known) {
-      return challenge(server, kind, identity, request, from);
-    }
-    if (refuse_sender(server, *identity.user, request, HeaderId::from)) return;
-    asked.username = identity.user->name;
-    asked.request.credentials_field = identity.field;
-  }
+  asked.caller = sender->uri.user;
+  asked.caller_name = sender->display_name;
+  asked.called = uri->user;
   walk(asked);
 }
 
-// ---- MESSAGE: the handlers
-// -----------------------------------------------------------------------
+/// Routes that name us have led here and are taken off (RFC 3261 16.4); any other would make us a
+/// relay.
+inline bool Proxy::refuse_route(const MessageView& request, Asked& asked) {
+  for (std::string_view element : request.values(HeaderId::route)) {
+    const auto route = parse_name_addr(element);
+    if (!route) {
+      answers_.send(asked.request.server, 400, route.error().text());
+      return true;
+    }
+    if (refuse_domain(asked.request.server, 403, route->uri)) return true;
+  }
+  for (std::size_t field = request.find(HeaderId::route); field != request.header_count();
+       field = request.find_next(field)) {
+    asked.request.removed.add(field);
+  }
+  return false;
+}
+
+/// Finds out who sent it, and takes note of what the recipient is not to see: our credentials, and
+/// a P-Asserted-Identity, which says for certain what nobody has checked (RFC 3325 5).
+inline bool Proxy::refuse_sender(const MessageView& request, const UriView& from, Asked& asked) {
+  FieldList& removed = asked.request.removed;
+  if (!settings_.message.auth_required) {
+    access_.find_own(request, ChallengeKind::www, removed);
+    access_.find_own(request, ChallengeKind::proxy, removed);
+    return false;
+  }
+  const ServerTransaction server = asked.request.server;
+  const Flow& source = asked.request.source;
+  const bool by_proxy = settings_.message.auth_code == 407;
+  const ChallengeKind kind = by_proxy ? ChallengeKind::proxy : ChallengeKind::www;
+  const Identity identity =
+      access_.identify(request, kind, *users_, source.remote.ip, now_ms_, removed);
+  if (identity.kind != Identity::Kind::known) {
+    challenge(server, kind, identity, request, source);
+    return true;
+  }
+  if (refuse_name(server, *identity.user, from, "From")) return true;
+  asked.username = identity.user->name;
+  access_.find_own(request, by_proxy ? ChallengeKind::www : ChallengeKind::proxy, removed);
+  for (std::size_t i = 0; i < request.header_count(); ++i) {
+    const HeaderField field = request.field(i);
+    if (field.id != HeaderId::other) continue;
+    if (equal_ignoring_case(field.name, "P-Asserted-Identity")) removed.add(i);
+  }
+  return false;
+}
+
+// MESSAGE: the handlers.
+
+/// The names again, as views of the message that Asked now points to.
+inline void Proxy::read_names(Asked& asked) {
+  const auto from = asked.request.message->from();
+  asked.caller = from->uri.user;
+  asked.caller_name = from->display_name;
+  asked.called = asked.request.message->request_uri()->user;
+}
 
 inline void Proxy::walk(Asked& asked) {
-  const MessageView& message = *asked.request.message;
-  const auto from = message.from();
-  detail::decode_into(caller_, from->uri.user);
-  detail::decode_into(called_, message.request_uri()->user);
+  const ShortText caller = ShortText::unescaped(asked.caller);
+  const ShortText called = ShortText::unescaped(asked.called);
+  const ShortText username(asked.username);  // a handler may call reload, and end the user's life
+  asked.username = username.view();
   const RouteKey key = waiting_.create();
-  const RouteRequest request{
-      message, caller_, from->display_name, called_, asked.username, asked.request.source, key};
+  const RouteRequest request{*asked.request.message,
+                             caller.view(),
+                             asked.caller_name,
+                             called.view(),
+                             asked.username,
+                             asked.request.source,
+                             key};
   const Verdict verdict = chain_.walk(asked.position, request);
   if (verdict.kind() == Verdict::Kind::later) return keep_waiting(asked, key);
   waiting_.destroy(key);
   decide(asked, verdict);
 }
 
-inline void Proxy::decide(Asked& asked, const Verdict& verdict) {
+inline void Proxy::decide(const Asked& asked, const Verdict& verdict) {
   const ServerTransaction server = asked.request.server;
+  const int code = verdict.code();
   switch (verdict.kind()) {
     case Verdict::Kind::next: return answers_.send(server, 404);
-    case Verdict::Kind::accept: return answers_.send(server, verdict.code());
-    case Verdict::Kind::reject: return answers_.send(server, verdict.code(), verdict.phrase());
+    case Verdict::Kind::accept: return answers_.send(server, code / 100 == 2 ? code : 202);
+    case Verdict::Kind::reject:
+      return answers_.send(server, code < 300 ? 500 : code, verdict.phrase());
     case Verdict::Kind::forward: return forward(asked, verdict.uris());
     case Verdict::Kind::later: return;
   }
@@ -431,43 +496,45 @@ inline void Proxy::decide(Asked& asked, const Verdict& verdict) {
 inline void Proxy::keep_waiting(const Asked& asked, RouteKey key) {
   if (waiting_.size() > settings_.message.max_pending) {
     waiting_.destroy(key);
-    log_seldom(waiting_logged_ms_, Severity::warning,
-               "too many messages wait for handlers: [message] max_pending limits them");
-    return answers_.send(asked.request.server, 503, {}, [this](Output& out) {
-      write_header(out, HeaderId::retry_after, settings_.flood.retry_after_s);
-    });
+    if (waiting_log_.admits(now_ms_)) {
+      log_.log(Severity::warning,
+               "messages refused with 503: [message] max_pending in ysipchan.conf limits how many "
+               "may wait for handlers");
+    }
+    return answers_.send(asked.request.server, 503);
   }
-  Waiting& waiting = *waiting_.get(key);
-  waiting.message = Message(*asked.request.message);
-  waiting.request = asked.request;
-  waiting.request.message = &waiting.message;
-  waiting.username = asked.username;
-  waiting.position = asked.position;
-  waiting.timer.owner = key.index;
-  handler_deadlines_->start(waiting.timer, now_ms_);
+  std::unique_ptr<Waiting>& waiting = waiting_.at(key.index);
+  waiting = std::make_unique<Waiting>(asked, key.index);
+  const std::uint64_t deadline_ms =
+      std::min(std::uint64_t{1000} * settings_.message.handler_deadline_s,
+               detail::patience_ms(asked.request.received_ms, now_ms_, t1_ms_));
+  timers_.queue(deadline_ms).start(waiting->timer, now_ms_);
 }
 
 inline void Proxy::give_up_waiting(std::uint32_t index) {
-  const ServerTransaction server = waiting_.at(index).request.server;
+  const ServerTransaction server = waiting_.at(index)->asked.request.server;
   waiting_.destroy(waiting_.handle_of(index));
-  log_.log(Severity::warning, "a handler did not answer in time: its message is refused with 504");
+  if (deadline_log_.admits(now_ms_)) {
+    log_.log(Severity::warning,
+             "a handler did not answer in time: its message is refused with 504");
+  }
   answers_.send(server, 504);
 }
 
 inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms) {
   set_now(now_ms);
-  Waiting* waiting = waiting_.get(key);
-  if (waiting == nullptr || waiting->request.message == nullptr) return ErrorCode::gone;
-  // Moved out first: a handler further down the chain may want to answer later, too.
-  const Message message = std::move(waiting->message);
-  const std::string username = std::move(waiting->username);
-  Asked asked{waiting->request, username, waiting->position};
-  asked.request.message = &message;
+  if (verdict.kind() == Verdict::Kind::later) return ErrorCode::bad_argument;
+  std::unique_ptr<Waiting>* place = waiting_.get(key);
+  if (place == nullptr || *place == nullptr) return ErrorCode::gone;
+  // Out of the table first: a handler further down the chain may want to answer later, too.
+  const std::unique_ptr<Waiting> waiting = std::move(*place);
+  waiting->timer.cancel();
   waiting_.destroy(key);
+  if (!layer_.is_open(waiting->asked.request.server)) return ErrorCode::gone;
   if (verdict.kind() == Verdict::Kind::next) {
-    walk(asked);
+    walk(waiting->asked);
   } else {
-    decide(asked, verdict);
+    decide(waiting->asked, verdict);
   }
   return {};
 }
@@ -483,19 +550,20 @@ inline bool Proxy::is_known(std::string_view name) const {
          users_->knows(name);
 }
 
-// ---- MESSAGE: to the bindings
-// --------------------------------------------------------------------
+// MESSAGE: to the bindings.
 
 /// Without URIs the message goes to the bindings of whom it names.
 inline void Proxy::forward(const Asked& asked, const std::vector<std::string>& uris) {
+  const ServerTransaction server = asked.request.server;
   target_count_ = 0;
   if (uris.empty()) {
-    detail::decode_into(called_, asked.request.message->request_uri()->user);
-    add_bindings(called_);
+    const ShortText called = ShortText::unescaped(asked.called);
+    add_bindings(called.view());
+    if (target_count_ == 0 && !is_known(called.view())) return answers_.send(server, 404);
   }
   for (const std::string& uri : uris) add_uri(uri);
   if (target_count_ == 0) {
-    return answers_.send(asked.request.server, settings_.message.offline_code, {},
+    return answers_.send(server, settings_.message.offline_code, {},
                          [this](Output& out) { write_allow(out); });
   }
   relays_.start(asked.request, targets_.data(), target_count_);
@@ -504,11 +572,12 @@ inline void Proxy::forward(const Asked& asked, const std::vector<std::string>& u
 /// The user's own bindings; where no user has that name, those of all who list it as an
 /// alternative.
 inline void Proxy::add_bindings(std::string_view name) {
+  const std::size_t before = target_count_;
   const auto add = [this](const Binding& binding) {
     add_target({binding.request_uri, binding.path, binding.flow});
   };
   registrar_.for_each(name, now_ms_, add);
-  if (target_count_ > 0 || users_->find(name) != nullptr) return;
+  if (target_count_ > before || users_->find(name) != nullptr) return;
   users_->for_each_alternative(
       name, [&](const UserSettings& user) { registrar_.for_each(user.name, now_ms_, add); });
 }
@@ -518,8 +587,7 @@ inline void Proxy::add_uri(std::string_view text) {
   if (!uri) return add_bindings(text);  // a bare user name
   if (uri->scheme != UriScheme::sip) return;
   if (domains_.contains(uri->host)) {
-    detail::decode_into(name_, uri->user);
-    return add_bindings(name_);
+    return add_bindings(ShortText::unescaped(uri->user).view());
   }
   const auto ip = parse_ip(uri->host);
   if (!ip) return;
@@ -528,49 +596,51 @@ inline void Proxy::add_uri(std::string_view text) {
       parse_transport(uri->parameter("transport").value_or("udp")).value_or(Transport::udp);
   flow.remote.ip = *ip;
   flow.remote.port = uri->port != 0 ? uri->port : std::uint16_t{5060};
-  add_target({text, {}, flow});
+  // Headers may not stand in a Request-URI (RFC 3261 19.1.1).
+  add_target({text.substr(0, text.find('?')), {}, flow});
 }
 
+/// Each only once (RFC 3261 16.5). There is one place more than may be used, by which RelaySet sees
+/// that they are too many.
 inline void Proxy::add_target(const RelayTarget& target) {
-  if (target_count_ < targets_.size()) targets_[target_count_++] = target;
+  if (target_count_ == targets_.size()) return;
+  for (std::size_t i = 0; i < target_count_; ++i) {
+    if (targets_[i].uri == target.uri && targets_[i].flow == target.flow) return;
+  }
+  targets_[target_count_++] = target;
 }
 
-// ---- REGISTER: RFC 3261 10.3
-// ---------------------------------------------------------------------
+// REGISTER: RFC 3261 10.3.
 
 inline void Proxy::on_register(ServerTransaction server, const MessageView& request,
                                const Flow& from) {
   const auto uri = request.request_uri();
   const auto to = request.to();
   if (refuse_scheme(server, *uri)) return;
+  if (refuse_domain(server, 404, *uri)) return;
   if (refuse_extensions(server, request, HeaderId::require, "path")) return;
-  const bool is_ours = to->uri.scheme == UriScheme::sip && !to->uri.user.empty() &&
-                       domains_.contains(uri->host) && domains_.contains(to->uri.host);
-  if (!is_ours) {
-    log_seldom(foreign_logged_ms_, Severity::warning,
-               "REGISTER of " + std::string(to->uri.text) +
-                   " refused with 404: [general] domains in ysipchan.conf lists our own");
-    return answers_.send(server, 404);
-  }
-  std::string_view user;
+  // Who that is has to be proved before anything is said of the address.
+  const UserSettings* user = nullptr;
   if (settings_.registrar.auth_required) {
+    FieldList own;
     const Identity identity =
-        access_.identify(request, ChallengeKind::www, *users_, from.remote.ip, now_ms_);
+        access_.identify(request, ChallengeKind::www, *users_, from.remote.ip, now_ms_, own);
     if (identity.kind != Identity::Kind::known) {
       return challenge(server, ChallengeKind::www, identity, request, from);
     }
-    if (refuse_sender(server, *identity.user, request, HeaderId::to)) return;
-    user = identity.user->name;
-  } else {
-    detail::decode_into(called_, to->uri.user);
-    user = called_;
-    if (!is_known(user)) return answers_.send(server, 404);
+    user = identity.user;
   }
-  const RegisterOutcome outcome = registrar_.update(user, request, from, now_ms_);
+  if (to->uri.scheme != UriScheme::sip) return answers_.send(server, 404);
+  if (refuse_domain(server, 404, to->uri)) return;
+  if (user != nullptr && refuse_name(server, *user, to->uri, "To")) return;
+
+  const ShortText to_name = ShortText::unescaped(to->uri.user);
+  const std::string_view name = user != nullptr ? user->name : to_name.view();
+  if (!is_known(name)) return answers_.send(server, 404);
+  const RegisterOutcome outcome = registrar_.update(name, request, from, now_ms_);
   answers_.send(server, outcome.status, outcome.reason, [&](Output& out) {
-    if (outcome.status == 200) return write_registration(out, user, request, outcome);
+    if (outcome.status == 200) return write_registration(out, name, request, outcome);
     if (outcome.min_expires_s != 0) write_header(out, HeaderId::min_expires, outcome.min_expires_s);
-    if (outcome.retry_after_s != 0) write_header(out, HeaderId::retry_after, outcome.retry_after_s);
   });
 }
 
@@ -595,20 +665,15 @@ inline void Proxy::write_registration(Output& out, std::string_view user,
   }
 }
 
-// ---- OPTIONS: RFC 3261 11.2
-// ----------------------------------------------------------------------
+// OPTIONS: RFC 3261 11.2.
 
-inline void Proxy::on_options(ServerTransaction server, const MessageView& request, const Flow&) {
+inline void Proxy::on_options(ServerTransaction server, const MessageView& request) {
   const auto uri = request.request_uri();
   if (refuse_scheme(server, *uri)) return;
-  if (refuse_extensions(server, request, HeaderId::require, "path")) return;
+  if (refuse_domain(server, 404, *uri)) return;
   if (refuse_extensions(server, request, HeaderId::proxy_require, {})) return;
-  if (!domains_.contains(uri->host)) return answers_.send(server, 404);
-  if (is_flood()) {
-    return answers_.send(server, 503, {}, [this](Output& out) {
-      write_header(out, HeaderId::retry_after, settings_.flood.retry_after_s);
-    });
-  }
+  if (refuse_extensions(server, request, HeaderId::require, "path")) return;
+  if (is_flood()) return answers_.send(server, 503);
   answers_.send(server, 200, {}, [this](Output& out) {
     write_allow(out);
     out.raw("Accept: */*\r\nSupported: path\r\n");

@@ -145,6 +145,8 @@ class Registrar {
   static constexpr std::uint64_t never = UINT64_MAX;
   /// Octets of all texts of one binding together, the user name among them.
   static constexpr std::size_t max_binding_text = 2048;
+  /// Parameters and headers of a contact's URI together.
+  static constexpr std::size_t max_uri_parts = 32;
 
   /// `key`: secret, so that nobody can choose names that collide in the table.
   Registrar(const RegistrarOptions& options, const SipHashKey& key)
@@ -159,8 +161,8 @@ class Registrar {
   /// change it is for the caller to decide first. `request` passed `validate`.
   ///
   /// 400: a contact is malformed or not a sip URI, or `Contact: *` is not alone or has no Expires
-  /// of 0. 403: more bindings than one user may have, or one with more text than is kept. 423: for
-  /// too short a time. 500: overtaken by a later request. 503: the table is full.
+  /// of 0. 403: more bindings than one user may have, or one larger than is kept. 423: for too
+  /// short a time. 500: overtaken by a later request. 503: the table is full.
   RegisterOutcome update(std::string_view user, const MessageView& request, const Flow& source,
                          std::uint64_t now_ms);
 
@@ -319,11 +321,16 @@ class Registrar {
     return by_connection_.find(
         hash_of(socket), [&](std::uint32_t i) { return records_.at(i).flow.socket == socket; });
   }
+  /// Comparing two URIs takes as many steps as the one has parameters and headers times those of
+  /// the other, and one request may ask for hundreds of comparisons: both are limited.
   static bool fits(std::string_view user, const Binding& binding) {
-    return user.size() + binding.contact_uri.size() + binding.instance.size() +
-                   binding.path.size() + binding.user_agent.size() + binding.call_id.size() <=
-               max_binding_text &&
-           binding.instance.size() <= 255 && binding.user_agent.size() <= max_user_agent_size;
+    const std::size_t size = user.size() + binding.contact_uri.size() + binding.instance.size() +
+                             binding.path.size() + binding.user_agent.size() +
+                             binding.call_id.size();
+    std::size_t parts = 0;
+    for (char c : binding.contact_uri) parts += c == ';' || c == '&';
+    return size <= max_binding_text && parts <= max_uri_parts && binding.instance.size() <= 255 &&
+           binding.user_agent.size() <= max_user_agent_size;
   }
   bool has_room(std::string_view user, std::uint64_t now_ms) const {
     return !user.empty() && records_.size() < options_.max_bindings &&
@@ -394,14 +401,6 @@ inline void append_printable(std::string& out, std::string_view text) {
   }
 }
 
-inline bool has_control_octets(std::string_view text) {
-  for (char c : text) {
-    const auto octet = static_cast<unsigned char>(c);
-    if (octet < 0x20 || octet == 0x7f) return true;
-  }
-  return false;
-}
-
 /// A contact as it may stand in a request line: without what RFC 3261 19.1.1 allows in a contact
 /// only, which are headers (RFC 4475 3.3.14: a Route among them must not be obeyed) and `method`.
 inline std::string request_uri_of(const UriView& contact) {
@@ -451,7 +450,7 @@ inline RegisterOutcome Registrar::read(const MessageView& request, const Flow& s
     if (plan.path.empty()) route = route_to_contact(wanted.uri, source, options_.nat);
     binding.flow = route.flow;
     binding.nat = route.nat;
-    if (!fits(plan.user, binding)) return refuse(403, "Contact too long");
+    if (!fits(plan.user, binding)) return refuse(403, "Contact too large");
     plan.wanted.push_back(wanted);
   }
   return {};
@@ -482,7 +481,7 @@ inline Error Registrar::read_contact(std::string_view element, Wanted& wanted) {
   Binding& binding = wanted.binding;
   binding.contact_uri = wanted.uri.text;
   binding.instance = wanted.parameters.find("+sip.instance").value_or(std::string_view());
-  if (detail::has_control_octets(binding.instance)) return ErrorCode::bad_parameter;
+  if (find_control(binding.instance) != binding.instance.size()) return ErrorCode::bad_parameter;
   // RFC 5626 6: reg-id means nothing without an instance.
   const auto reg_id = parse_digits(wanted.parameters.find("reg-id").value_or(""), 0x7fffffff);
   if (!binding.instance.empty() && reg_id) binding.reg_id = static_cast<std::uint32_t>(*reg_id);
@@ -758,7 +757,7 @@ inline std::size_t Registrar::remove_connection(std::uint32_t socket) {
 }
 
 /// One walk over the table when something may have expired, but not more often than the gap: a
-/// table of 50,000 costs a millisecond then, and one of two softphones wakes nobody in between.
+/// table of 50,000 costs half a millisecond, and one of two softphones wakes nobody in between.
 /// Bindings last differently long, so that a queue would have to be sorted; and as nobody sees an
 /// expired binding anyway, being late costs only its memory.
 inline void Registrar::advance(std::uint64_t now_ms) {
@@ -808,10 +807,10 @@ inline void Registrar::write_contacts(Output& out, std::string_view user,
 
 namespace detail {
 
-/// Appends with everything escaped that means something to the grammar of the file or could be lost
-/// in it: control octets and blanks, the %, and the signs of sections, comments and continuation.
+/// Appends with everything escaped that would end a line, a section's name or the escaping itself,
+/// be trimmed away, name a run parameter or a directive ($), or continue a line (the backslash).
 inline void append_ini_escaped(std::string& out, std::string_view text) {
-  constexpr std::string_view signs = "%[]{}$;=\\";
+  constexpr std::string_view signs = "%]$\\";
   constexpr char hex[] = "0123456789ABCDEF";
   for (char c : text) {
     const auto octet = static_cast<unsigned char>(c);

@@ -7,12 +7,17 @@
 // silent never makes a 408 (RFC 4320): the sender gets 480 shortly before it would give up by
 // itself. A copy keeps going to its phone after another phone answered: a message is for all of
 // them.
+// RFC 5393: a forking proxy must find loops, and bounds by Max-Breadth how often a request doubles.
+// Left out on purpose: sending to one target after the other by q, and redirection.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <memory>
 #include <string>
 #include <string_view>
 
+#include "access.hpp"
 #include "hash.hpp"
 #include "ini.hpp"
 #include "pool.hpp"
@@ -31,6 +36,29 @@ class ServerLog {
   ~ServerLog() = default;
 };
 
+/// So many lines of one kind a minute and no more: who sends requests must not be able to fill the
+/// disk with what we say about them.
+class LogLimit {
+ public:
+  explicit LogLimit(std::uint32_t lines_a_minute) : most_(lines_a_minute) {}
+
+  /// Whether one more line may be written now. Ask before putting its text together.
+  bool admits(std::uint64_t now_ms) {
+    if (now_ms - begin_ms_ >= 60000) {
+      begin_ms_ = now_ms;
+      count_ = 0;
+    }
+    if (count_ == most_) return false;
+    ++count_;
+    return true;
+  }
+
+ private:
+  std::uint32_t most_;
+  std::uint32_t count_ = 0;
+  std::uint64_t begin_ms_ = 0;
+};
+
 /// What has happened since the start.
 struct ServerCounters {
   std::uint64_t relayed = 0;    ///< MESSAGE requests that went to at least one binding
@@ -39,17 +67,47 @@ struct ServerCounters {
   std::uint64_t dropped = 0;    ///< requests of a flood that got no answer
 };
 
+namespace detail {
+
+/// Larger than any message with what we add to it.
+inline constexpr std::size_t relay_scratch_size = max_message_size + 4096;
+
+/// How long the sender of a request that came at `received_ms` is still to be kept waiting: until
+/// 60*T1 after that, for at 64*T1 its own timer ends. In whole steps of 4*T1, and so a little less
+/// where some of it is over, that there are few queues of timers.
+constexpr std::uint64_t patience_ms(std::uint64_t received_ms, std::uint64_t now_ms,
+                                    std::uint64_t t1_ms) {
+  const std::uint64_t step_ms = 4 * t1_ms;
+  const std::uint64_t over_ms = now_ms - received_ms;
+  return over_ms >= 15 * step_ms ? 0 : (15 * step_ms - over_ms) / step_ms * step_ms;
+}
+
+}  // namespace detail
+
 /// Sends the answers that are our own and not a recipient's.
 class OwnAnswers {
  public:
   OwnAnswers(TransactionLayer& layer, ServerCounters& counters)
-      : layer_(layer), counters_(counters), scratch_(scratch_size) {}
+      : layer_(layer), counters_(counters), scratch_(new char[detail::relay_scratch_size]) {}
 
-  void set_server_name(std::string name) { server_name_ = std::move(name); }
+  /// For the Server header; empty: none is written.
+  void set_server_name(std::string_view name) {
+    server_name_ = name;
+    const auto ends_line = [](char c) { return c == '\r' || c == '\n' || c == '\0'; };
+    server_name_.erase(std::remove_if(server_name_.begin(), server_name_.end(), ends_line),
+                       server_name_.end());
+  }
+  /// For the Retry-After that every 503 gets (RFC 3261 21.5.4).
+  void set_retry_after(std::uint32_t seconds) { retry_after_s_ = seconds; }
+  /// The time, from now on.
+  void set_now(std::uint64_t now_ms) { now_ms_ = now_ms; }
 
-  /// `add_headers(Output&)` writes further header lines.
+  /// A code that may not be sent is replaced by one that may: 408, which RFC 4320 4.2 forbids for
+  /// all requests but INVITE, by 480; one that is no final code by 500. A phrase that cannot stand
+  /// in a status line gives way to the usual one. `add_headers(Output&)` writes further headers.
   template <class AddHeaders>
   void send(ServerTransaction server, int code, std::string_view phrase, AddHeaders add_headers) {
+    code = sendable(code);
     const std::string_view answer = write(server, code, phrase, add_headers);
     if (!answer.empty()) static_cast<void>(layer_.respond(server, code, Slices(answer), now_ms_));
   }
@@ -64,21 +122,29 @@ class OwnAnswers {
     static_cast<void>(layer_.respond_statelessly(server, code, Slices(answer), now_ms_));
   }
 
-  /// The time, from now on.
-  void set_now(std::uint64_t now_ms) { now_ms_ = now_ms; }
-
  private:
-  static constexpr std::size_t scratch_size = max_message_size + 4096;
+  static constexpr std::size_t max_phrase_size = 256;
+
+  static int sendable(int code) {
+    if (code == 408) return 480;
+    return code < 200 || code > 699 ? 500 : code;
+  }
+  static std::string_view sendable(std::string_view phrase) {
+    const bool forbidden =
+        phrase.find_first_of(std::string_view("\r\n\0", 3)) != std::string_view::npos;
+    return forbidden || phrase.size() > max_phrase_size ? std::string_view() : phrase;
+  }
 
   /// Empty for a request whose head does not fit, of some 60,000 octets: its sender's timer ends
   /// it.
   template <class AddHeaders>
   std::string_view write(ServerTransaction server, int code, std::string_view phrase,
                          AddHeaders add_headers) {
-    Output out(scratch_.data(), scratch_.size());
-    layer_.begin_response(server, code, phrase, out);
+    Output out(scratch_.get(), detail::relay_scratch_size);
+    layer_.begin_response(server, code, sendable(phrase), out);
     add_headers(out);
-    write_header(out, HeaderId::server, server_name_);
+    if (code == 503) write_header(out, HeaderId::retry_after, retry_after_s_);
+    if (!server_name_.empty()) write_header(out, HeaderId::server, server_name_);
     write_body(out, {}, {});
     if (out.error()) return {};
     if (code >= 300) ++counters_.refused;
@@ -88,7 +154,8 @@ class OwnAnswers {
   TransactionLayer& layer_;
   ServerCounters& counters_;
   std::string server_name_;
-  std::vector<char> scratch_;
+  std::uint32_t retry_after_s_ = 30;
+  std::unique_ptr<char[]> scratch_;
   std::uint64_t now_ms_ = 0;
 };
 
@@ -104,14 +171,18 @@ struct RelayRequest {
   ServerTransaction server;
   const MessageView* message = nullptr;
   Flow source;
-  bool pop_route = false;             ///< the first Route names us (RFC 3261 16.4)
-  std::size_t credentials_field = 0;  ///< our credentials, not for the recipient; or header_count()
-  std::uint32_t max_forwards = 70;    ///< to be written, already decremented
+  std::uint64_t received_ms = 0;
+  std::uint64_t loop_hash = 0;      ///< from RelaySet::loop_hash
+  std::uint32_t max_forwards = 70;  ///< to be written, already decremented
+  FieldList removed;                ///< what is not for the recipient
 };
 
+/// All messages that are on their way.
 class RelaySet {
  public:
-  static constexpr std::size_t max_branches = 16;
+  /// So many copies of one request may exist at once, here and at the proxies behind us: the
+  /// Max-Breadth that RFC 5393 5.3.3 recommends.
+  static constexpr std::uint32_t max_breadth = 60;
 
   RelaySet(TransactionLayer& layer, Sink& sink, OwnAnswers& answers, ServerCounters& counters,
            ServerLog& log, std::uint32_t t1_ms, const SipHashKey& secret)
@@ -120,16 +191,19 @@ class RelaySet {
         answers_(answers),
         counters_(counters),
         log_(log),
-        loop_key_(secret),
+        t1_ms_(t1_ms),
         random_(secret),
-        silence_(timers_.queue(std::uint64_t{60} * t1_ms)) {}
+        loop_hash_(detail::next_key(random_)),
+        scratch_(new char[detail::relay_scratch_size]) {}
 
-  /// Sends the message to each target, at most `max_branches`; the sender's answer follows by
-  /// itself, 480 where no target could be reached.
+  /// Sends the message to each target. The sender's answer follows by itself: 480 where no target
+  /// can be reached, 440 where there are more of them than the request's breadth.
   void start(const RelayRequest& request, const RelayTarget* targets, std::size_t count);
 
+  /// What the branches of this request will carry, so that it is known again.
+  std::uint64_t loop_hash(const MessageView& request) const;
   /// Whether the request was here before, with the same Request-URI: 482 (RFC 3261 16.3 step 4).
-  bool is_loop(const MessageView& request) const;
+  bool is_loop(const MessageView& request, std::uint64_t loop_hash) const;
 
   void on_response(ClientTransaction client, const MessageView& response);
   void on_failure(ClientTransaction client);
@@ -139,34 +213,40 @@ class RelaySet {
   /// When `advance` has something to do next; nothing where no message is on its way.
   std::optional<std::uint64_t> next_deadline() const { return timers_.next_deadline(); }
   std::size_t size() const { return relays_.size(); }
+  /// Octets held by answers that are kept until a better one comes.
+  std::size_t kept_size() const { return blocks_.in_use_size(); }
 
  private:
   /// The response context of RFC 3261 16: what the branches of one request have answered so far.
   struct Relay {
     ServerTransaction server;
     Timer timer;
-    std::array<ClientTransaction, max_branches> branches{};
-    std::uint8_t branch_count = 0;
-    std::uint8_t open_branches = 0;
+    std::uint32_t open_branches = 0;
     bool answered = false;
-    int best_code = 0;  ///< 0 where no answer is there yet
-    Block best;
+    int best_code = 0;                 ///< 0 where no answer is there yet
+    std::uint32_t best_body_size = 0;  ///< of `best`
+    Block best;                        ///< empty where there was no memory for it
     std::string challenges;  ///< header lines of the 401 and 407 that are not `best` (16.7 step 7)
   };
 
-  static constexpr std::size_t token_size = 13;  // 64 bits of chance, or of the loop's hash
-  static constexpr std::size_t datagram_limit = 1300;
-  static constexpr std::size_t scratch_size = max_message_size + 4096;
+  static constexpr std::size_t token_size = 13;        // 64 bits of chance
+  static constexpr std::size_t path_mtu = 1300;        // RFC 3261 18.1.1
+  static constexpr std::size_t added_size = 160;       // what our edits add, about
+  static constexpr std::size_t max_datagram = 65507;   // over IPv4; a little more over IPv6
+  static constexpr std::size_t max_challenges = 8192;  // octets of `challenges`
+  static constexpr std::size_t max_kept = 16U << 20U;  // octets of all `best`
 
-  bool send_branch(const RelayRequest& request, Handle handle, RelayTarget target);
-  Slices edit(const RelayRequest& request, const RelayTarget& target, std::string_view sent_by,
-              std::string_view branch, Edits& edits, Output& text) const;
-  std::string_view write_branch(const MessageView& request, Output& out);
-  std::uint64_t loop_hash(const MessageView& request) const;
+  Error send_branch(const RelayRequest& request, Handle relay, const RelayTarget& target,
+                    std::uint32_t breadth);
+  Error send_over(Flow flow, const RelayRequest& request, Handle relay, const RelayTarget& target,
+                  std::uint32_t breadth);
+  Slices edit(const RelayRequest& request, const RelayTarget& target, std::uint32_t breadth,
+              Edits& edits, Output& text) const;
+  void log_large_datagram(std::size_t size, const SocketAddress& remote);
   void pass_on(Relay& relay, int code, const MessageView& response);
   void keep_if_best(Relay& relay, int code, const MessageView& response);
   void add_challenges(Relay& relay, const MessageView& response);
-  void close_branch(Handle handle, Relay& relay, ClientTransaction client);
+  void close_branch(Handle handle, Relay& relay);
   void answer_with_best(Relay& relay);
   void finish(Handle handle);
 
@@ -175,26 +255,29 @@ class RelaySet {
   OwnAnswers& answers_;
   ServerCounters& counters_;
   ServerLog& log_;
-  SipHashKey loop_key_;
+  std::uint64_t t1_ms_;
   Random random_;
+  SipHash loop_hash_;  ///< keyed and fresh; copied for each use
   Timers timers_;
-  TimerQueue& silence_;  ///< 60*T1: the sender's own timer ends at 64*T1
   BlockPool blocks_;
   Slab<Relay> relays_;
-  std::vector<char> scratch_ = std::vector<char>(scratch_size);
+  std::unique_ptr<char[]> scratch_;
+  LogLimit large_log_{10};
+  LogLimit breadth_log_{10};
   std::uint64_t now_ms_ = 0;
 };
 
 namespace detail {
 
 /// How good a final answer other than 2xx is for the sender, 0 being best (RFC 3261 16.7 step 6):
-/// 6xx ends the search, then the lowest class, and of 4xx first those that tell how to try again.
+/// 6xx ends the search, then the lowest class, and of 4xx first those that tell how to try again
+/// and last the one that tells nothing.
 constexpr int response_rank(int code) {
   if (code >= 600) return 0;
   if (code < 400) return 1;
   if (code == 401 || code == 407 || code == 415 || code == 420 || code == 484) return 2;
-  if (code < 500) return 3;
-  return code == 503 ? 5 : 4;
+  if (code < 500) return code == 408 ? 4 : 3;
+  return code == 503 ? 6 : 5;
 }
 
 inline bool has_two_vias(const MessageView& response) {
@@ -205,163 +288,210 @@ inline bool has_two_vias(const MessageView& response) {
 
 constexpr bool is_challenge(int code) { return code == 401 || code == 407; }
 
+/// The breadth a request may still have (RFC 5393 5.3.3).
+inline std::uint32_t breadth_of(const MessageView& request, std::uint32_t most) {
+  const auto value = parse_digits(request.header("Max-Breadth").value_or(""), most);
+  return value ? static_cast<std::uint32_t>(*value) : most;
+}
+
+/// A message without Content-Length is as long as its datagram; where it goes on over a stream its
+/// length must be said (RFC 3261 18.3, 20.14).
+inline void add_content_length(const MessageView& message, Edits& edits, Output& text) {
+  if (message.has(HeaderId::content_length)) return;
+  const std::size_t begin = text.size();
+  write_header(text, HeaderId::content_length, message.body().size());
+  edits.insert_last(text.since(begin));
+}
+
 }  // namespace detail
+
+// The request.
 
 inline void RelaySet::start(const RelayRequest& request, const RelayTarget* targets,
                             std::size_t count) {
-  const Handle handle = relays_.create();
-  relays_.get(handle)->server = request.server;
-  for (std::size_t i = 0; i < count && i < max_branches; ++i) {
-    send_branch(request, handle, targets[i]);
+  // To write Max-Breadth is needed only where the request doubles.
+  std::uint32_t breadth = 0;
+  if (count > 1) {
+    breadth = detail::breadth_of(*request.message, max_breadth);
+    if (count > breadth) {
+      if (breadth_log_.admits(now_ms_)) {
+        log_.log(Severity::warning, "a message to " + std::to_string(count) +
+                                        " bindings refused with 440: " + std::to_string(breadth) +
+                                        " are allowed");
+      }
+      return answers_.send(request.server, 440, "Max-Breadth Exceeded");
+    }
+    breadth /= static_cast<std::uint32_t>(count);
   }
-  Relay& relay = *relays_.get(handle);
-  if (relay.branch_count == 0) {
-    answers_.send(request.server, 480);
+  const Handle handle = relays_.create();
+  Relay& relay = relays_.at(handle.index);
+  relay.server = request.server;
+  Error error;
+  for (std::size_t i = 0; i < count; ++i) {
+    const Error failed = send_branch(request, handle, targets[i], breadth);
+    if (failed) {
+      error = failed;
+    } else {
+      ++relay.open_branches;
+    }
+  }
+  if (relay.open_branches == 0) {
     relays_.destroy(handle);
-    return;
+    const int code = error.code == ErrorCode::limit_reached ? 503
+                     : error.code == ErrorCode::too_large   ? 513
+                                                            : 480;
+    return answers_.send(request.server, code);
   }
   ++counters_.relayed;
   relay.timer.owner = handle.index;
-  silence_.start(relay.timer, now_ms_);
+  timers_.queue(detail::patience_ms(request.received_ms, now_ms_, t1_ms_))
+      .start(relay.timer, now_ms_);
 }
 
-inline bool RelaySet::send_branch(const RelayRequest& request, Handle handle, RelayTarget target) {
-  std::array<char, 2 * token_size + 16> branch_text;
-  Output branch_out(branch_text.data(), branch_text.size());
-  const std::string_view branch = write_branch(*request.message, branch_out);
-  while (true) {
-    const auto sent_by = sink_.sent_by(target.flow);
-    if (!sent_by) return false;
-    Output text(scratch_.data(), scratch_.size());
-    Edits edits(*request.message);
-    const Slices message = edit(request, target, *sent_by, branch, edits, text);
-    if (text.error() || edits.error()) return false;
-
-    // RFC 3261 18.1.1: a request over 1300 octets goes by a transport that fragments well.
-    if (target.flow.transport == Transport::udp && message.size() > datagram_limit) {
-      if (sink_.has_stream_to(target.flow.remote)) {
-        target.flow.transport = Transport::tcp;
-        target.flow.socket = 0;
-        continue;
-      }
-      log_.log(Severity::info, "a request of " + std::to_string(message.size()) +
-                                   " octets goes by UDP to " + to_text(target.flow.remote) +
-                                   ", which has no TCP connection");
-    }
-    const auto client = layer_.send(target.flow, branch, request.message->method_text(), message,
-                                    pack_handle(handle), now_ms_);
-    if (!client) return false;
-    Relay& relay = *relays_.get(handle);
-    relay.branches[relay.branch_count++] = *client;
-    ++relay.open_branches;
-    return true;
+/// RFC 3261 18.1.1: a request over 1300 octets goes by TCP where the target can be reached so, and
+/// by UDP where it turns out that it cannot.
+inline Error RelaySet::send_branch(const RelayRequest& request, Handle relay,
+                                   const RelayTarget& target, std::uint32_t breadth) {
+  const std::size_t size = request.message->size() + target.uri.size() + added_size;
+  if (target.flow.transport == Transport::udp && size > path_mtu &&
+      sink_.has_stream_to(target.flow.remote)) {
+    const Flow stream{Transport::tcp, 0, target.flow.remote};
+    if (!send_over(stream, request, relay, target, breadth)) return {};
   }
+  return send_over(target.flow, request, relay, target, breadth);
 }
 
-/// RFC 3261 16.6, as edits of what was received.
+inline Error RelaySet::send_over(Flow flow, const RelayRequest& request, Handle relay,
+                                 const RelayTarget& target, std::uint32_t breadth) {
+  const auto sent_by = sink_.sent_by(flow);
+  if (!sent_by) return sent_by.error();
+
+  Output text(scratch_.get(), detail::relay_scratch_size);
+  // The branch: the magic cookie, chance, and behind a dot what a loop is known by (16.6 step 8).
+  std::array<char, token_size> token;
+  random_.write_token(token.data(), token.size());
+  text.raw("Via: SIP/2.0/").raw(transport_name(flow.transport)).raw(" ").raw(*sent_by);
+  text.raw(";branch=");
+  const std::size_t branch_begin = text.size();
+  text.raw("z9hG4bK").raw({token.data(), token.size()}).raw(".").hex(request.loop_hash);
+  const std::string_view branch = text.since(branch_begin);
+  text.raw(";rport\r\n");
+
+  Edits edits(*request.message);
+  const Slices message = edit(request, target, breadth, edits, text);
+  if (text.error()) return text.error();
+  if (edits.error()) return edits.error();
+  const std::size_t size = message.size();
+  if (flow.transport == Transport::udp && size > path_mtu) {
+    if (size > max_datagram) return ErrorCode::too_large;
+    log_large_datagram(size, flow.remote);
+  }
+  return layer_
+      .send(flow, branch, request.message->method_text(), message, pack_handle(relay), now_ms_)
+      .error();
+}
+
+inline void RelaySet::log_large_datagram(std::size_t size, const SocketAddress& remote) {
+  if (!large_log_.admits(now_ms_)) return;
+  std::array<char, 160> buffer;
+  Output line(buffer.data(), buffer.size());
+  line.raw("a request of ").number(size).raw(" octets goes by UDP to ").ip(remote.ip);
+  line.raw(" port ").number(remote.port).raw(", which has no TCP connection");
+  log_.log(Severity::info, line.written());
+}
+
+/// RFC 3261 16.6, as edits of what was received. `text` holds our own Via line, and takes what else
+/// is written. A `breadth` of 0 leaves Max-Breadth alone.
 inline Slices RelaySet::edit(const RelayRequest& request, const RelayTarget& target,
-                             std::string_view sent_by, std::string_view branch, Edits& edits,
-                             Output& text) const {
+                             std::uint32_t breadth, Edits& edits, Output& text) const {
   const MessageView& message = *request.message;
-  const std::string_view uri = text.copied(target.uri);
-  edits.set_request_uri(uri);
+  const bool has_max_forwards = message.has(HeaderId::max_forwards);
+  std::string_view old_breadth;
+  if (breadth != 0) old_breadth = message.header("Max-Breadth").value_or("");
+  edits.set_request_uri(target.uri);
 
-  std::size_t begin = text.size();
-  text.raw("Via: SIP/2.0/").raw(transport_name(target.flow.transport)).raw(" ").raw(sent_by);
-  text.raw(";branch=").raw(branch).raw(";rport\r\n");
   if (!target.path.empty()) write_header(text, HeaderId::route, target.path);
-  if (!message.has(HeaderId::max_forwards)) {
-    write_header(text, HeaderId::max_forwards, request.max_forwards);
+  if (!has_max_forwards) write_header(text, HeaderId::max_forwards, request.max_forwards);
+  if (breadth != 0 && old_breadth.empty()) {
+    text.raw("Max-Breadth: ").number(breadth).raw("\r\n");
   }
-  edits.insert_first(text.since(begin));
+  edits.insert_first(text.written());
 
-  begin = text.size();
+  const auto replace_number = [&](std::string_view old, std::uint64_t number) {
+    const std::size_t begin = text.size();
+    text.number(number);
+    edits.replace(old, text.since(begin));
+  };
+  if (has_max_forwards) {
+    replace_number(message.header(HeaderId::max_forwards), request.max_forwards);
+  }
+  if (!old_breadth.empty()) replace_number(old_breadth, breadth);
+
   const std::string_view top_via = *message.values(HeaderId::via).begin();
-  const auto via = parse_via(top_via);
-  if (via) write_stamped_via(text, top_via, *via, request.source.remote);
-  edits.replace(top_via, text.since(begin));
-
-  if (message.has(HeaderId::max_forwards)) {
-    begin = text.size();
-    text.number(request.max_forwards);
-    edits.replace(message.header(HeaderId::max_forwards), text.since(begin));
+  if (const auto via = parse_via(top_via)) {
+    const std::size_t begin = text.size();
+    write_stamped_via(text, top_via, *via, request.source.remote);
+    edits.replace(top_via, text.since(begin));
   }
-  if (request.pop_route) edits.remove_first_element(HeaderId::route);
-  if (request.credentials_field != message.header_count()) {
-    edits.remove_field(request.credentials_field);
-  }
-  if (!message.has(HeaderId::content_length)) {  // a datagram may lack it, a stream may not
-    begin = text.size();
-    write_header(text, HeaderId::content_length, message.body().size());
-    edits.insert_last(text.since(begin));
-  }
+  for (std::size_t field : request.removed) edits.remove_field(field);
+  detail::add_content_length(message, edits, text);
   return edits.slices();
 }
 
-/// The magic cookie, 64 bits of chance, and behind a dot the loop's hash (RFC 3261 16.6 step 8).
-inline std::string_view RelaySet::write_branch(const MessageView& request, Output& out) {
-  std::array<char, token_size> token;
-  random_.write_token(token.data(), token.size());
-  out.raw("z9hG4bK").raw({token.data(), token.size()}).raw(".");
-  out.hex(loop_hash(request));
-  return out.written();
-}
-
 /// Over what a loop brings back unchanged (RFC 3261 16.6 step 8). Another Request-URI makes it a
-/// spiral, which is no error. Keyed, so that it also proves that a Via is ours.
+/// spiral, which is no error. The method does not count (ibid.), and CSeq names it.
 inline std::uint64_t RelaySet::loop_hash(const MessageView& request) const {
-  SipHash hash(loop_key_);
-  for (std::string_view part :
-       {request.request_uri_text(), request.header(HeaderId::from), request.header(HeaderId::to),
-        request.call_id(), request.header(HeaderId::cseq)}) {
+  SipHash hash = loop_hash_;
+  for (std::string_view part : {request.request_uri_text(), request.header(HeaderId::from),
+                                request.call_id(), request.header(HeaderId::cseq)}) {
     hash.update(part);
     hash.update(std::string_view("\0", 1));
   }
   return hash.finish();
 }
 
-inline bool RelaySet::is_loop(const MessageView& request) const {
-  std::array<char, 16> digits;
-  Output out(digits.data(), digits.size());
-  out.hex(loop_hash(request));
-  for (std::string_view element : request.values(HeaderId::via)) {
-    const auto via = parse_via(element);
-    if (!via || via->branch.size() <= digits.size()) continue;
-    if (via->branch.substr(via->branch.size() - digits.size()) == out.written()) return true;
+inline bool RelaySet::is_loop(const MessageView& request, std::uint64_t loop_hash) const {
+  std::array<char, 17> end_of_branch;
+  Output out(end_of_branch.data(), end_of_branch.size());
+  out.raw(".").hex(loop_hash);
+  for (std::string_view via : request.values(HeaderId::via)) {
+    if (via.find(out.written()) != std::string_view::npos) return true;
   }
   return false;
 }
+
+// The answers.
 
 inline void RelaySet::on_response(ClientTransaction client, const MessageView& response) {
   const int code = response.status_code();
   if (code < 200) return;  // no provisional answer of a non-INVITE goes further (RFC 4320 4.1)
   const Handle handle = unpack_handle(layer_.user_data(client));
   Relay* relay = relays_.get(handle);
-  if (relay == nullptr) return;
-  if (!detail::has_two_vias(response)) {  // it answers us alone: there is nobody to pass it on to
-    close_branch(handle, *relay, client);
-    return;
-  }
-  if (code < 300) {
-    if (!relay->answered) {
+  if (relay == nullptr) return;  // the sender has been told 480 already
+  // With our Via alone it answers us, and there is nobody to pass it on to (16.7 step 3).
+  if (detail::has_two_vias(response) && !relay->answered) {
+    if (code < 300) {
       ++counters_.delivered;
       pass_on(*relay, code, response);
+    } else {
+      keep_if_best(*relay, code, response);
     }
-  } else {
-    keep_if_best(*relay, code, response);
   }
-  close_branch(handle, *relay, client);
+  close_branch(handle, *relay);
 }
 
 inline void RelaySet::on_failure(ClientTransaction client) {
   const Handle handle = unpack_handle(layer_.user_data(client));
   Relay* relay = relays_.get(handle);
-  if (relay != nullptr) close_branch(handle, *relay, client);
+  if (relay != nullptr) close_branch(handle, *relay);
 }
 
 inline void RelaySet::pass_on(Relay& relay, int code, const MessageView& response) {
+  std::array<char, 40> buffer;
+  Output text(buffer.data(), buffer.size());
   Edits edits(response);
   edits.remove_first_element(HeaderId::via);
+  detail::add_content_length(response, edits, text);
   relay.answered = true;
   static_cast<void>(layer_.respond(relay.server, code, edits.slices(), now_ms_));
 }
@@ -373,10 +503,16 @@ inline void RelaySet::keep_if_best(Relay& relay, int code, const MessageView& re
     if (detail::is_challenge(code)) add_challenges(relay, response);
     return;
   }
+  std::array<char, 40> buffer;
+  Output text(buffer.data(), buffer.size());
   Edits edits(response);
   edits.remove_first_element(HeaderId::via);
+  detail::add_content_length(response, edits, text);
   const Slices slices = edits.slices();
   relay.best_code = code;
+  relay.best_body_size = static_cast<std::uint32_t>(response.body().size());
+  relay.best.reset();
+  if (blocks_.in_use_size() + slices.size() > max_kept) return;
   relay.best = blocks_.allocate(slices.size());
   slices.copy_to(relay.best.data());
 }
@@ -386,18 +522,14 @@ inline void RelaySet::add_challenges(Relay& relay, const MessageView& response) 
   for (HeaderId id : {HeaderId::www_authenticate, HeaderId::proxy_authenticate}) {
     for (std::size_t i = response.find(id); i != response.header_count();
          i = response.find_next(i)) {
-      relay.challenges.append(response.field_line(i));
+      const std::string_view line = response.field_line(i);
+      if (relay.challenges.size() + line.size() <= max_challenges) relay.challenges.append(line);
     }
   }
 }
 
-inline void RelaySet::close_branch(Handle handle, Relay& relay, ClientTransaction client) {
-  for (std::size_t i = 0; i < relay.branch_count; ++i) {
-    if (relay.branches[i] != client) continue;
-    relay.branches[i] = {};
-    --relay.open_branches;
-  }
-  if (relay.open_branches == 0) finish(handle);
+inline void RelaySet::close_branch(Handle handle, Relay& relay) {
+  if (--relay.open_branches == 0) finish(handle);
 }
 
 inline void RelaySet::answer_with_best(Relay& relay) {
@@ -408,25 +540,24 @@ inline void RelaySet::answer_with_best(Relay& relay) {
   if (code == 0 || code == 408) return answers_.send(relay.server, 480);
   // RFC 3261 16.7 step 6: the recipient's 503 would say that this server is overloaded.
   if (code == 503) return answers_.send(relay.server, 500, "Recipient Unavailable");
+  if (!relay.best) return answers_.send(relay.server, code);
   const std::string_view best(relay.best.data(), relay.best.size());
   Slices slices;
-  const std::size_t head_end = best.find("\r\n\r\n");
-  if (detail::is_challenge(code) && head_end != std::string_view::npos) {
-    slices.add(best.substr(0, head_end + 2));
+  if (detail::is_challenge(code)) {
+    const std::size_t headers_end = best.size() - relay.best_body_size - 2;
+    slices.add(best.substr(0, headers_end));
     slices.add(relay.challenges);
-    slices.add(best.substr(head_end + 2));
+    slices.add(best.substr(headers_end));
   } else {
     slices.add(best);
   }
   static_cast<void>(layer_.respond(relay.server, code, slices, now_ms_));
 }
 
+/// Branches that are still open go on without us: their transactions end by themselves, and what
+/// they tell then finds no relay.
 inline void RelaySet::finish(Handle handle) {
-  Relay& relay = *relays_.get(handle);
-  answer_with_best(relay);
-  for (std::size_t i = 0; i < relay.branch_count; ++i) {
-    if (relay.branches[i]) layer_.forget(relay.branches[i]);
-  }
+  answer_with_best(relays_.at(handle.index));
   relays_.destroy(handle);
 }
 

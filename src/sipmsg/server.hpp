@@ -93,6 +93,33 @@ struct OwnedRouteRequest {
   RouteKey key;
 };
 
+/// The file that bindings outlive the server in. It is written by threads of the pool and, at the
+/// end, by the loop's; an older state never replaces a newer one.
+class BindingsFile {
+ public:
+  explicit BindingsFile(std::string path) : path_(std::move(path)) { uv_mutex_init(&mutex_); }
+  ~BindingsFile() { uv_mutex_destroy(&mutex_); }
+  BindingsFile(const BindingsFile&) = delete;
+  BindingsFile& operator=(const BindingsFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  Error write(std::uint64_t revision, std::string_view text) {
+    uv_mutex_lock(&mutex_);
+    Error error;
+    if (revision >= written_revision_) {
+      error = write_file_atomically(path_, text);
+      written_revision_ = revision;
+    }
+    uv_mutex_unlock(&mutex_);
+    return error;
+  }
+
+ private:
+  const std::string path_;
+  uv_mutex_t mutex_;
+  std::uint64_t written_revision_ = 0;
+};
+
 /// Everything of a Server. Lives until the Server is gone and the last callback has returned.
 class ServerCore final : public TransportReceiver,
                          public Alarm,
@@ -183,6 +210,7 @@ class ServerCore final : public TransportReceiver,
   void load_bindings();
   std::uint64_t save_deadline_ms() const;
   void save_if_due(std::uint64_t now_ms);
+  void report_save(Error error);
   std::string bindings_text() { return registrar_.save(loop_->now_ms(), unix_time_s()); }
 
   Settings settings_;
@@ -193,7 +221,8 @@ class ServerCore final : public TransportReceiver,
   Registrar registrar_;
   Proxy proxy_;
   Offload offload_;
-  SipHashKey order_key_;  ///< for the keys that keep messages in order
+  SipHashKey order_key_;                         ///< for the keys that keep messages in order
+  std::shared_ptr<BindingsFile> bindings_file_;  ///< null where none is set
   std::uint64_t saved_revision_ = 0;
   std::uint64_t last_save_ms_ = 0;
   bool is_saving_ = false;
@@ -319,54 +348,55 @@ inline Verdict ServerCore::run_in_pool(const std::shared_ptr<RouteHandler>& hand
 }
 
 inline void ServerCore::load_bindings() {
+  last_save_ms_ = loop_->now_ms();
   if (settings_.registrar.file.empty()) return;
+  bindings_file_ = std::make_shared<BindingsFile>(settings_.registrar.file);
   FileSource source;
   Ini file;
   Diagnostics diagnostics;
-  if (load_ini(source, settings_.registrar.file, {}, file, diagnostics)) return;  // the first start
+  if (load_ini(source, bindings_file_->path(), {}, file, diagnostics)) return;  // the first start
   const auto keep = [this](std::string_view user, Flow& flow) {
     flow.socket = 0;
     return settings_.registrar.autocreate || users_->find(user) != nullptr;
   };
   const auto result = registrar_.load(file, loop_->now_ms(), unix_time_s(), keep);
   saved_revision_ = registrar_.revision();
-  log(Severity::info, std::to_string(result.loaded) + " bindings read from " +
-                          settings_.registrar.file + ", " + std::to_string(result.dropped) +
-                          " dropped");
+  log(Severity::info, bindings_file_->path() + ": " + std::to_string(result.loaded) +
+                          " bindings read, " + std::to_string(result.dropped) + " dropped");
 }
 
 inline std::uint64_t ServerCore::save_deadline_ms() const {
-  const bool due =
-      !settings_.registrar.file.empty() && !is_saving_ && registrar_.revision() != saved_revision_;
+  const bool due = bindings_file_ && !is_saving_ && registrar_.revision() != saved_revision_;
   return due ? last_save_ms_ + save_interval_ms : UINT64_MAX;
 }
 
 inline void ServerCore::save_if_due(std::uint64_t now_ms) {
   if (now_ms < save_deadline_ms()) return;
-  is_saving_ = true;
   last_save_ms_ = now_ms;
-  saved_revision_ = registrar_.revision();
-  const auto write = [path = settings_.registrar.file, text = bindings_text()] {
-    return write_file_atomically(path, text);
+  const std::uint64_t revision = registrar_.revision();
+  const auto work = [file = bindings_file_, text = bindings_text(), revision] {
+    return file->write(revision, text);
   };
-  const auto done = [this](Error error, Error written) {
+  const auto done = [this, revision](Error error, Error written) {
     is_saving_ = false;
-    if (!error && written) {
-      log(Severity::warning,
-          settings_.registrar.file + ": " + describe(written) + ": the bindings are not saved");
-    }
+    if (!error && written) report_save(written);
+    if (!error && !written) saved_revision_ = revision;
     rearm();
   };
-  if (offload_.run(write, done)) is_saving_ = false;
+  is_saving_ = !offload_.run(work, done);
+}
+
+inline void ServerCore::report_save(Error error) {
+  log(Severity::warning,
+      bindings_file_->path() + ": " + describe(error) + ": the bindings are not saved");
 }
 
 inline void ServerCore::close() {
   if (closed_) return;
   closed_ = true;
-  if (!settings_.registrar.file.empty() && registrar_.revision() != saved_revision_) {
-    if (const Error error = write_file_atomically(settings_.registrar.file, bindings_text())) {
-      log(Severity::warning, settings_.registrar.file + ": " + describe(error));
-    }
+  if (bindings_file_ && registrar_.revision() != saved_revision_) {
+    const Error error = bindings_file_->write(registrar_.revision(), bindings_text());
+    if (error) report_save(error);
   }
   offload_.close();
   transports_.close();

@@ -140,6 +140,7 @@ inline Settings open_settings() {
     listener.name = std::string(transport_parameter(type));
     listener.type = type;
     listener.address = "127.0.0.1";
+    listener.answer_to_source = false;  // no Yate to be like: RFC 3261 18.2.2 and RFC 3581
     settings.listeners.push_back(std::move(listener));
   }
   settings.domains = {"*"};

@@ -79,7 +79,8 @@ class StreamBuffers {
 };
 
 /// The reading side of one connection. In turn: read into `writable()`, `commit` what came, call
-/// `next()` until it says `need_more`. The events do not depend on how the octets were cut.
+/// `next()` until it says `need_more`, also where nothing came, because that gives an unused buffer
+/// back. The events do not depend on how the octets were cut.
 class StreamFramer {
  public:
   /// Messages of more than `max_message_octets` (at most sipmsg::max_message_size) are an error.
@@ -180,7 +181,7 @@ class StreamFramer {
       return false;
     }
     if (head_missing || size > limit_) {
-      return fail({ErrorCode::too_large, static_cast<std::int32_t>(octets.size())});
+      return fail({ErrorCode::too_large, static_cast<std::int32_t>(limit_)});
     }
     if (breaks_frame(error.code)) return fail(error);
     if (error.code != ErrorCode::incomplete) error_ = error;

@@ -164,6 +164,7 @@ class TcpCore : public std::enable_shared_from_this<TcpCore> {
   TcpConnection* find(const SocketAddress& remote);
   std::size_t connection_count() const { return connections_.size(); }
   const TcpCounters& counters() const { return counters_; }
+  bool loop_is_closed() const { return loop_->is_closed(); }
 
  private:
   using State = TcpConnection::State;
@@ -713,12 +714,6 @@ inline Error TcpCore::send(TcpConnection& connection, const Slices& message) {
 /// Writes what the system takes at once, and queues a copy of the rest.
 inline Error TcpCore::write(TcpConnection& connection, const Slices& message) {
   const std::size_t size = message.size();
-  if (connection.queued + size > options_.max_queued ||
-      queued_ + size > options_.max_queued_in_all) {
-    // Who does not read is not read from, so that it cannot make us more to send.
-    if (connection.state == State::open && connection.queued > 0) pause_reading(connection);
-    return ErrorCode::limit_reached;
-  }
   std::size_t sent = 0;
   if (connection.state == State::open && connection.queued == 0) {
     std::array<uv_buf_t, Slices::capacity> pieces;
@@ -735,7 +730,17 @@ inline Error TcpCore::write(TcpConnection& connection, const Slices& message) {
     if (status > 0) sent = static_cast<std::size_t>(status);
     if (sent == size) return {};
   }
-  return enqueue(connection, message, sent);
+  const std::size_t rest = size - sent;
+  if (connection.queued + rest <= options_.max_queued &&
+      queued_ + rest <= options_.max_queued_in_all) {
+    return enqueue(connection, message, sent);
+  }
+  if (sent > 0) {
+    close(connection, ErrorCode::limit_reached);  // nothing can follow half a message
+  } else if (connection.queued > 0) {
+    pause_reading(connection);  // who does not read is not read from: it would make us more to send
+  }
+  return ErrorCode::limit_reached;
 }
 
 inline Error TcpCore::enqueue(TcpConnection& connection, const Slices& message,
@@ -832,7 +837,7 @@ inline void ignore_broken_pipes() {
 
 /// All TCP listeners and connections of one owner. May be destroyed at any time, inside its
 /// receiver's callbacks too.
-class TcpConnections : private Alarm {
+class TcpConnections final : private Alarm {
  public:
   /// `key` keeps peers from choosing addresses that collide in our tables: `random_secret()`.
   /// `receiver` must live until this is closed.
@@ -848,14 +853,14 @@ class TcpConnections : private Alarm {
   /// Accepts connections at `address`, port 0 for any that is free; returns the address with its
   /// port. Error: `network`; a port that is taken is one.
   Result<SocketAddress> listen(const SocketAddress& address, const TcpListenOptions& options = {}) {
-    if (is_closed_) return ErrorCode::closed;
+    if (is_closed_ || core_->loop_is_closed()) return ErrorCode::closed;
     return core_->listen(address, options);
   }
 
   /// The number of a connection to `remote`: one that is open or opening, else a new one. Error:
   /// `limit_reached`, `network`. That it could not be made is said by `on_connection_closed`.
   Result<std::uint32_t> connect(const SocketAddress& remote) {
-    if (is_closed_) return ErrorCode::closed;
+    if (is_closed_ || core_->loop_is_closed()) return ErrorCode::closed;
     if (const detail::TcpConnection* found = core_->find(remote)) return found->number;
     return core_->connect(remote);
   }

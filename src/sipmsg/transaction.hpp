@@ -10,7 +10,9 @@
 // RFC 3261 17.1.2 (client), 17.2.1 and 17.2.2 (server), 17.2.3 (matching), 8.2.6 and 8.2.7
 // (answers with and without state), 18.2.2 and RFC 3581 (where answers go), RFC 4320 (no answer is
 // better than a late one). Left out on purpose: the INVITE client and answers 2xx to INVITE, for
-// this stack places and takes no calls; a client that repeats over another transport.
+// this stack places and takes no calls; a client that repeats over another transport; a 100 that
+// nobody asked for: some clients take it for the answer, and who repeats at T2 anyhow gains
+// nothing.
 #pragma once
 
 #include <algorithm>
@@ -54,8 +56,8 @@ struct ServerTransaction : Handle {};
 /// Names a request we sent, until its final response or failure was told.
 struct ClientTransaction : Handle {};
 
-/// Who is told what arrives. Everything may be called from inside these functions: respond, send,
-/// forget, advance and connection_closed, for the same transaction and for others.
+/// Who is told what arrives. From inside these functions every function of the layer may be called,
+/// for the same transaction and for others; only destroyed it may not be.
 class TransactionUser {
  public:
   /// A new request, well formed, never a retransmission and never an ACK. To be answered now or
@@ -113,6 +115,8 @@ struct TransactionKey {
 };
 
 using ToTag = std::array<char, 16>;
+
+inline std::string_view text_of(const ToTag& tag) { return {tag.data(), tag.size()}; }
 
 /// Makes keys, and To tags from keys.
 class TransactionHash {
@@ -345,6 +349,10 @@ class TransactionLayer {
   void on_timer(const Timer& timer, std::uint64_t now_ms);
 
   // The tables.
+  std::uint32_t find_server(const detail::TransactionKey& key) const {
+    return server_index_.find(key.low,
+                              [&](std::uint32_t index) { return servers_.at(index).key == key; });
+  }
   void destroy(ServerRecord& server);
   void join_connection(ClientRecord& client);
   void leave_connection(ClientRecord& client);
@@ -446,7 +454,7 @@ inline TransactionKey TransactionHash::of_legacy_request(const MessageView& requ
   // The To tag of an ACK is that of our answer, which the INVITE did not have yet.
   const TransactionKey of_invite = key({});
   const ToTag our_tag = tag(of_invite);
-  return to_tag == std::string_view(our_tag.data(), our_tag.size()) ? of_invite : key(to_tag);
+  return to_tag == text_of(our_tag) ? of_invite : key(to_tag);
 }
 
 /// RFC 3261 17.1.3: branch and method. That the sent-by is one of ours is not asked: nobody else
@@ -471,8 +479,6 @@ inline ToTag TransactionHash::tag(std::string_view text) const {
   write_hex(hash.finish(), tag.data());
   return tag;
 }
-
-inline std::string_view text_of(const ToTag& tag) { return {tag.data(), tag.size()}; }
 
 /// Beyond what a message may have, for the stamps on Via and for header names in full.
 inline constexpr std::size_t transaction_scratch_size = max_message_size + 1024;
@@ -524,8 +530,7 @@ inline void TransactionLayer::receive_request(const MessageView& request, const 
                                               std::uint64_t now_ms) {
   const auto via = request.top_via();
   const detail::TransactionKey key = hash_.of_request(request, *via, from, request.method());
-  const std::uint32_t found = server_index_.find(
-      key.low, [&](std::uint32_t index) { return servers_.at(index).key == key; });
+  const std::uint32_t found = find_server(key);
   const bool is_ack = request.method() == Method::ack;
   if (found != HashIndex::npos) {
     const ServerEvent event{is_ack ? ServerEvent::ack : ServerEvent::request_again, now_ms};
@@ -622,13 +627,9 @@ inline void TransactionLayer::receive_response(const MessageView& response, cons
       key.low, [&](std::uint32_t index) { return clients_.at(index).key == key; });
   // RFC 3261 18.1.2 leaves strays to the core; RFC 4320 4.3 forbids to pass them on.
   if (found == HashIndex::npos) return;
-  ClientEvent event{};
-  event.kind =
+  const auto kind =
       response.status_code() < 200 ? ClientEvent::provisional : ClientEvent::final_response;
-  event.now_ms = now_ms;
-  event.response = &response;
-  event.from = &from;
-  on_event(clients_.at(found), event);
+  on_event(clients_.at(found), {kind, now_ms, &response, &from});
 }
 
 // The server machines.
@@ -848,9 +849,7 @@ inline ServerTransaction TransactionLayer::find_cancelled(const MessageView& can
                                                           const Flow& from) const {
   const auto via = cancel.top_via();
   if (!via) return {};
-  const detail::TransactionKey key = hash_.of_request(cancel, *via, from, Method::invite);
-  const std::uint32_t found = server_index_.find(
-      key.low, [&](std::uint32_t index) { return servers_.at(index).key == key; });
+  const std::uint32_t found = find_server(hash_.of_request(cancel, *via, from, Method::invite));
   if (found == HashIndex::npos) return {};
   return {servers_.handle_of(found)};
 }
@@ -995,13 +994,7 @@ inline void TransactionLayer::repeat_request(ClientRecord& client, TimerQueue& n
   if (now_ms >= client.end.deadline_ms()) return;  // time jumped: Timer F is due as well
   if (++client.sends < options_.max_request_sends) next_interval.start(client.resend, now_ms);
   const Slices request({client.request.data(), client.request.size()});
-  if (const Error error = sink_.send(client.flow, request)) {
-    ClientEvent event{};
-    event.kind = ClientEvent::broken;
-    event.now_ms = now_ms;
-    event.error = error;
-    on_event(client, event);
-  }
+  if (const Error error = sink_.send(client.flow, request)) fail(client, error);
 }
 
 inline std::uint64_t TransactionLayer::user_data(ClientTransaction client) const {
@@ -1071,10 +1064,7 @@ inline void TransactionLayer::connection_closed(std::uint32_t socket, Error erro
   // Out of the index first: what a callback sends over the same number is not concerned.
   connection_index_.erase(detail::hash_of_socket(socket), index);
   const Handle connection = connections_.handle_of(index);
-  ClientEvent event{};
-  event.kind = ClientEvent::broken;
-  event.now_ms = now_ms;
-  event.error = error;
+  const ClientEvent event{ClientEvent::broken, now_ms, nullptr, nullptr, error};
   while (const auto* remaining = connections_.get(connection)) {
     on_event(clients_.at(remaining->first_client), event);
   }
@@ -1092,17 +1082,13 @@ inline void TransactionLayer::on_timer(const Timer& timer, std::uint64_t now_ms)
     static_cast<void>(on_event(servers_.at(timer.owner), ServerEvent{kind, now_ms}));
     return;
   }
-  ClientEvent event{};
-  event.kind = timer.kind == detail::client_resend ? ClientEvent::resend : ClientEvent::end;
-  event.now_ms = now_ms;
-  on_event(clients_.at(timer.owner), event);
+  const auto kind = timer.kind == detail::client_resend ? ClientEvent::resend : ClientEvent::end;
+  on_event(clients_.at(timer.owner), {kind, now_ms});
 }
 
 inline void TransactionLayer::close() {
   is_closed_ = true;
-  ClientEvent event{};
-  event.kind = ClientEvent::broken;
-  event.error = ErrorCode::closed;
+  const ClientEvent event{ClientEvent::broken, 0, nullptr, nullptr, ErrorCode::closed};
   clients_.for_each([&](Handle, ClientRecord& client) { on_event(client, event); });
   servers_.for_each([this](Handle, ServerRecord& server) { destroy(server); });
 }

@@ -297,6 +297,12 @@ inline bool parameters_agree(std::string_view a, std::string_view b, bool all_mu
   return true;
 }
 
+inline bool is_beyond_use(const UriView& uri) {
+  const auto separators =
+      std::count_if(uri.text.begin(), uri.text.end(), [](char c) { return c == ';' || c == '&'; });
+  return separators > 16 || uri.text.size() > 1024;
+}
+
 inline bool equal_tel_numbers(std::string_view a, std::string_view b) {
   std::size_t i = 0;
   std::size_t j = 0;
@@ -312,11 +318,11 @@ inline bool equal_tel_numbers(std::string_view a, std::string_view b) {
 
 /// Whether two URIs mean the same, by RFC 3261 19.1.4; tel by RFC 3966 section 4; other schemes by
 /// their text. Not transitive, as the RFC itself notes.
-/// Every parameter of one is looked for in the other, so URIs beyond any use (1024 octets) are
-/// compared octet by octet instead: nobody can buy much time with long ones.
+/// Every parameter of one is looked for in the other, so URIs beyond any use (more than 1024 octets
+/// or 16 parameters and headers) are compared octet by octet: nobody can buy much time with them.
 inline bool equivalent(const UriView& a, const UriView& b) {
-  constexpr std::size_t longest = 1024;
-  if (a.text.size() > longest || b.text.size() > longest) return a.text == b.text;
+  if (a.text == b.text) return true;
+  if (detail::is_beyond_use(a) || detail::is_beyond_use(b)) return false;
   if (!equal_ignoring_case(a.scheme_text, b.scheme_text)) return false;
   if (a.scheme == UriScheme::other) return a.host == b.host;
   if (a.scheme == UriScheme::tel) {

@@ -109,7 +109,7 @@ def check_names(compiler):
     compiler = [*compiler, KEEP_INLINE]
     defined = symbols(compiler, SHIPPED, "--defined-only")
     # Ours begin with the namespace; the library's templates over our types, with std's.
-    ours_or_std = re.compile(r"_Z(GV|GR|T[VITS]|Z)*(N[KVRO]*)?(6sipmsg|S[tabsiod]|9__gnu_cxx)"
+    ours_or_std = re.compile(r"_Z(GV|GR|T[VITS]|T[hv]n?[\d_n]+_|Z)*(N[KVRO]*)?(6sipmsg|S[tabsiod]|9__gnu_cxx)"
                              r"|_Z(nw|na|dl|da)|\.|DW\.ref|GCC_except_table")
     strange = {name for name in defined - symbols(compiler, system_includes(), "--defined-only")
                if not ours_or_std.match(name)}

@@ -15,6 +15,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <doctest/doctest.h>
 
@@ -40,8 +41,8 @@ class EventLoop {
 
   uv_loop_t* uv() { return &loop_; }
 
-  /// Runs until `condition()` holds. False where it did not within `limit_ms`, or where the loop has
-  /// nothing more to wait for.
+  /// Runs until `condition()` holds. False where it did not within `limit_ms`, or where the loop
+  /// has nothing more to wait for.
   template <class Condition>
   bool run_until(Condition condition, std::uint64_t limit_ms = 10000) {
     start_guard(limit_ms);
@@ -80,7 +81,8 @@ class EventLoop {
   bool expired_ = false;
 };
 
-/// A socket of the operating system, connected to a port of 127.0.0.1 or ::1. Reading never waits.
+/// A socket of the operating system, by default connected to a port of 127.0.0.1 or ::1. Reading
+/// never waits.
 class RawSocket {
  public:
   RawSocket(int type, std::uint16_t port, bool ipv6 = false) {
@@ -103,7 +105,15 @@ class RawSocket {
     REQUIRE(status == 0);
     ::fcntl(fd_, F_SETFL, ::fcntl(fd_, F_GETFL) | O_NONBLOCK);
   }
+  /// Takes over an open socket.
+  explicit RawSocket(int fd) : fd_(fd) {
+    ::fcntl(fd_, F_SETFL, ::fcntl(fd_, F_GETFL) | O_NONBLOCK);
+  }
   RawSocket(RawSocket&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  RawSocket& operator=(RawSocket&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
   RawSocket(const RawSocket&) = delete;
   RawSocket& operator=(const RawSocket&) = delete;
   ~RawSocket() { close(); }
@@ -155,5 +165,64 @@ class RawSocket {
   int fd_ = -1;
   bool ended_ = false;
 };
+
+/// A socket of the operating system that listens on a port of 127.0.0.1.
+class RawListener {
+ public:
+  explicit RawListener(int backlog = 16) {
+    fd_ = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in name{};
+    name.sin_family = AF_INET;
+    name.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof name;
+    REQUIRE(::bind(fd_, reinterpret_cast<const sockaddr*>(&name), sizeof name) == 0);
+    REQUIRE(::listen(fd_, backlog) == 0);
+    REQUIRE(::getsockname(fd_, reinterpret_cast<sockaddr*>(&name), &size) == 0);
+    port_ = ntohs(name.sin_port);
+    ::fcntl(fd_, F_SETFL, ::fcntl(fd_, F_GETFL) | O_NONBLOCK);
+  }
+  RawListener(const RawListener&) = delete;
+  RawListener& operator=(const RawListener&) = delete;
+  ~RawListener() { ::close(fd_); }
+
+  int fd() const { return fd_; }
+  std::uint16_t port() const { return port_; }
+  /// The next connection, if there is one.
+  std::optional<RawSocket> accept() const {
+    const int fd = ::accept(fd_, nullptr, nullptr);
+    if (fd < 0) return std::nullopt;
+    return std::optional<RawSocket>(std::in_place, fd);
+  }
+
+ private:
+  int fd_ = -1;
+  std::uint16_t port_ = 0;
+};
+
+/// Whether this machine can use ::1 at all.
+inline bool has_ipv6() {
+  const int fd = ::socket(AF_INET6, SOCK_DGRAM, 0);
+  if (fd < 0) return false;
+  sockaddr_in6 name{};
+  name.sin6_family = AF_INET6;
+  name.sin6_addr = in6addr_loopback;
+  const bool bound = ::bind(fd, reinterpret_cast<const sockaddr*>(&name), sizeof name) == 0;
+  ::close(fd);
+  return bound;
+}
+
+/// A small request; `Content-Length` is right.
+inline std::string request(const std::string& call_id, const std::string& body = "hello") {
+  return "MESSAGE sip:bob@127.0.0.1 SIP/2.0\r\n"
+         "Via: SIP/2.0/TCP 127.0.0.1:5060;branch=z9hG4bK" +
+         call_id +
+         "\r\n"
+         "From: <sip:alice@127.0.0.1>;tag=1\r\nTo: <sip:bob@127.0.0.1>\r\n"
+         "Call-ID: " +
+         call_id +
+         "\r\nCSeq: 1 MESSAGE\r\n"
+         "Content-Length: " +
+         std::to_string(body.size()) + "\r\n\r\n" + body;
+}
 
 }  // namespace test

@@ -1,0 +1,246 @@
+#!/usr/bin/env python3
+"""The program as its user meets it: what it prints, where, and how it ends.
+
+    test_program.py PROGRAM
+
+Starts the program on ports of the loopback that are free, talks SIP to it, sends it signals.
+"""
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else "sipmsg"
+TIMEOUT_S = 10
+
+
+def free_port():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run(*arguments):
+    return subprocess.run([PROGRAM, *arguments], stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=TIMEOUT_S, check=False)
+
+
+class Served:
+    """`sipmsg serve` with these arguments; `lines` is what it printed until it was ready."""
+
+    def __init__(self, *arguments):
+        self.process = subprocess.Popen([PROGRAM, "serve", *arguments], stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.lines = []
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if line == "ready\n":
+                break
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def wait_for(self, wanted):
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if wanted in line:
+                return line
+        raise AssertionError(f"{wanted!r} never came; printed was {self.lines}")
+
+    def end(self, number=signal.SIGTERM):
+        """Its exit status, and how long it took to end."""
+        begin = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(TIMEOUT_S)
+        return self.process.returncode, time.monotonic() - begin
+
+
+class Phone:
+    """A UDP socket that sends one request and waits for its final answer."""
+
+    def __init__(self, port):
+        self.server = ("127.0.0.1", port)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.settimeout(TIMEOUT_S)
+        self.number = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def ask(self, method, user, body=b"", headers=""):
+        self.number += 1
+        port = self.socket.getsockname()[1]
+        uri = f"sip:{user}@127.0.0.1" if method == "MESSAGE" else "sip:127.0.0.1"
+        head = (f"{method} {uri} SIP/2.0\r\n"
+                f"Via: SIP/2.0/UDP 127.0.0.1:{port};branch=z9hG4bK{port}-{self.number};rport\r\n"
+                f"Max-Forwards: 70\r\nFrom: <sip:101@127.0.0.1>;tag=1\r\nTo: <sip:{user}@127.0.0.1>\r\n"
+                f"Call-ID: {port}\r\nCSeq: {self.number} {method}\r\n{headers}"
+                f"Content-Length: {len(body)}\r\n\r\n")
+        self.socket.sendto(head.encode() + body, self.server)
+        return self.socket.recv(65536).decode()
+
+
+def configuration(**files):
+    """A directory with these files: ysipchan="...", regfile="..."."""
+    directory = tempfile.TemporaryDirectory()
+    for name, text in files.items():
+        (pathlib.Path(directory.name) / f"{name}.conf").write_text(text)
+    return directory
+
+
+def ysipchan(port, more=""):
+    return f"[general]\naddr=127.0.0.1\nport={port}\n{more}\n"
+
+
+class CommandLine(unittest.TestCase):
+    def test_help_and_version_go_to_standard_output_and_succeed(self):
+        for arguments in (["--help"], ["--version"], ["serve", "--help"], ["check", "--help"]):
+            with self.subTest(arguments):
+                done = run(*arguments)
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+                self.assertTrue(done.stdout)
+        self.assertRegex(run("--version").stdout, r"^sipmsg \d+\.\d+\.\d+\n")
+
+    def test_what_is_wrong_with_the_arguments_is_said_and_the_exit_status_is_2(self):
+        for arguments, said in ((
+                [], "a subcommand is missing"), (
+                ["dance"], "unknown subcommand dance"), (
+                ["serve", "--fast"], "unknown argument --fast"), (
+                ["serve", "-c"], "-c needs a value"), (
+                ["serve", "--listen", "127.0.0.1:5060"], "expected udp:HOST:PORT or tcp:HOST:PORT"), (
+                ["serve", "--listen", "udp:localhost:5060"], "expected a numeric address"), (
+                ["serve", "--listen", "udp:127.0.0.1:99999"], "expected a numeric address"), (
+                ["check"], "check needs -c DIR")):
+            with self.subTest(arguments):
+                done = run(*arguments)
+                self.assertEqual((done.returncode, done.stdout), (2, ""))
+                self.assertIn(said, done.stderr)
+
+
+class Check(unittest.TestCase):
+    def test_a_mistake_is_named_with_file_line_and_what_is_allowed(self):
+        with configuration(ysipchan="[general]\nport=70000\n[message]\nenabel=yes\n",
+                           regfile="[101]\npassword=x\n") as directory:
+            done = run("check", "-c", directory)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn(f"{directory}/ysipchan.conf:2: error: ", done.stdout)
+            self.assertIn("65535", done.stdout)
+            self.assertRegex(done.stdout, r"ysipchan\.conf:4: warning: .*enabel.*enable")
+
+    def test_a_good_configuration_is_usable(self):
+        with configuration(ysipchan="[message]\nenable=yes\n", regfile="[101]\npassword=x\n") as d:
+            done = run("check", "-c", d)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            self.assertIn("usable", done.stdout)
+
+    def test_a_directory_that_holds_neither_file_is_an_error(self):
+        with configuration() as directory:
+            for subcommand in ("check", "serve"):
+                self.assertEqual(run(subcommand, "-c", directory).returncode, 2)
+
+
+class Serve(unittest.TestCase):
+    def test_without_configuration_it_says_what_to_type_into_a_softphone(self):
+        port = free_port()
+        with Served("--listen", f"udp:127.0.0.1:{port}", "--listen", f"tcp:127.0.0.1:{port}") as it:
+            self.assertEqual(it.lines[-3:], [f"listening udp 127.0.0.1:{port}",
+                                             f"listening tcp 127.0.0.1:{port}", "ready"])
+            self.assertIn("password", "\n".join(it.lines))
+            with Phone(port) as phone:
+                own = phone.socket.getsockname()[1]
+                contact = f"Contact: <sip:102@127.0.0.1:{own}>\r\n"
+                self.assertIn("SIP/2.0 200 OK", phone.ask("REGISTER", "102", headers=contact))
+
+    def test_it_ends_within_a_second_on_sigterm_and_sigint(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with Served("--listen", f"udp:127.0.0.1:{free_port()}") as it:
+                status, seconds = it.end(number)
+                self.assertEqual(status, 0)
+                self.assertLess(seconds, 1)
+
+    def test_a_port_that_is_taken_is_an_error_that_names_it(self):
+        port = free_port()
+        with Served("--listen", f"udp:127.0.0.1:{port}"):
+            done = run("serve", "--listen", f"udp:127.0.0.1:{port}")
+            self.assertEqual(done.returncode, 3)
+            self.assertIn(f"udp 127.0.0.1:{port}", done.stderr)
+            self.assertIn("address already in use", done.stderr)
+
+    def test_an_address_open_to_the_network_is_warned_of(self):
+        with Served("--listen", f"udp:0.0.0.0:{free_port()}") as it:
+            self.assertIn("warning: whoever can reach 0.0.0.0", "\n".join(it.lines))
+
+    def test_ipv6_is_served(self):
+        try:
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+                probe.bind(("::1", 0))
+        except OSError:
+            self.skipTest("this machine has no IPv6 loopback")
+        port = free_port()
+        with Served("--listen", f"udp:[::1]:{port}") as it:
+            self.assertIn(f"listening udp [::1]:{port}", it.lines)
+
+    def test_messages_that_are_switched_off_get_501_and_the_log_names_the_key(self):
+        port = free_port()
+        with configuration(ysipchan=ysipchan(port), regfile="[101]\npassword=x\n") as directory, \
+                Served("-c", directory) as it, Phone(port) as phone:
+            self.assertIn("[message]", "\n".join(it.lines))
+            self.assertIn("SIP/2.0 501 ", phone.ask("MESSAGE", "102", b"hello"))
+            it.wait_for("[message] enable=yes")
+
+    def test_senders_are_challenged_and_no_password_is_ever_printed(self):
+        port = free_port()
+        with configuration(ysipchan=ysipchan(port, "[message]\nenable=yes"),
+                           regfile="[101]\npassword=secret-word\n") as directory, \
+                Served("-c", directory, "--trace") as it, Phone(port) as phone:
+            answer = phone.ask("MESSAGE", "101", b"hello")
+            self.assertIn("SIP/2.0 401 ", answer)
+            self.assertRegex(answer, r'WWW-Authenticate: Digest realm="Yate", nonce="[^"]+", qop="auth"')
+            it.wait_for("SIP/2.0 401 ")
+            it.end()
+            self.assertNotIn("secret-word", "\n".join(it.lines) + it.process.stderr.read())
+
+    def test_sighup_reads_the_configuration_anew_and_keeps_the_bindings(self):
+        port = free_port()
+        off = "[registrar]\nauth_required=no\n[message]\nenable=no\nauth_required=no"
+        with configuration(ysipchan=ysipchan(port, off), regfile="[102]\n") as directory, \
+                Served("-c", directory) as it, Phone(port) as phone:
+            own = phone.socket.getsockname()[1]
+            contact = f"Contact: <sip:102@127.0.0.1:{own}>\r\n"
+            self.assertIn(" 200 OK", phone.ask("REGISTER", "102", headers=contact))
+            self.assertIn(" 501 ", phone.ask("MESSAGE", "102", b"hello"))
+            path = pathlib.Path(directory) / "ysipchan.conf"
+            path.write_text(path.read_text().replace("enable=no", "enable=yes"))
+            it.process.send_signal(signal.SIGHUP)
+            it.wait_for("reloaded")
+            self.assertRegex(phone.ask("MESSAGE", "102", b"hello"), r"^MESSAGE sip:102@127\.0\.0\.1:")
+            path.write_text("[general]\nport=seventy\nport=70000\ntype=pigeon\n")
+            it.process.send_signal(signal.SIGHUP)
+            it.wait_for("stays as it was")
+
+    def test_the_trace_shows_what_is_sent_and_received(self):
+        port = free_port()
+        with Served("--listen", f"udp:127.0.0.1:{port}", "--trace") as it, Phone(port) as phone:
+            phone.ask("OPTIONS", "x")
+            self.assertTrue(re.match(r"received from udp 127\.0\.0\.1:\d+, \d+ octets",
+                                     it.wait_for("received from")))
+            it.wait_for("sent to udp")
+            it.wait_for("SIP/2.0 200 OK")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)

@@ -1,0 +1,685 @@
+"""Drives softphones against the real program; run.sh starts it and says how to call it.
+
+The softphones run on terminals (pty) of their own, as if somebody typed into them and read what
+they show. The server runs with --trace, so that a check also knows which way a message took.
+"""
+import argparse
+import fcntl
+import os
+import pathlib
+import pty
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+EXAMPLES = HERE.parents[1] / "examples" / "softphones"
+HOST = "127.0.0.1"
+TIMEOUT_S = 8  # for anything that takes some milliseconds on an idle machine
+LOG_LINES = 120  # of each participant, shown where a check fails
+
+PACKAGES = {"sipsak": "sipsak", "sipp": "sip-tester", "baresip": "baresip-core",
+            "linphonec": "linphone-cli"}
+
+
+class Failed(Exception):
+    """What a check expected and did not see."""
+
+
+def wait_until(condition, what, timeout_s=TIMEOUT_S):
+    """The first value of condition() that is not false."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise Failed(f"{what}: not within {timeout_s} s")
+        time.sleep(0.02)
+
+
+def raise_loopback():
+    """In a new network namespace the loopback interface is down."""
+    get_flags, set_flags, up = 0x8913, 0x8914, 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH14x", b"lo", 0)
+        flags = struct.unpack("16sH14x", fcntl.ioctl(any_socket, get_flags, request))[1]
+        if not flags & up:
+            fcntl.ioctl(any_socket, set_flags, struct.pack("16sH14x", b"lo", flags | up))
+
+
+def free_port():
+    """A port that is free for UDP and TCP."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, \
+                socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp:
+            udp.bind((HOST, 0))
+            port = udp.getsockname()[1]
+            try:
+                tcp.bind((HOST, port))
+                return port
+            except OSError:
+                continue
+
+
+# ---- what runs ----------------------------------------------------------------------------------
+
+class Running:
+    """A process that is ended with the driver, and what it has written."""
+    all = []
+
+    def __init__(self, name):
+        self.name = name
+        self.begin = 0
+        Running.all.append(self)
+
+    def octets(self):
+        """All it has written so far."""
+        return self.file.read_bytes() if self.file.exists() else b""
+
+    def position(self):
+        return len(self.octets())
+
+    def log(self, begin=0):
+        return self.octets()[begin:].decode(errors="replace")
+
+    def mark(self):
+        """From here on `fresh` counts."""
+        self.begin = self.position()
+
+    def fresh(self):
+        return self.log(self.begin)
+
+    def is_running(self):
+        return self.process.poll() is None
+
+    def end(self):
+        if self.is_running():
+            self.process.kill()
+        self.process.wait()
+
+
+class Terminal(Running):
+    """A program on a pseudo terminal."""
+    ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\r+(?=\n)")
+    OVERWRITTEN = re.compile(r"[^\n]*\r")  # baresip draws its line again with every letter
+
+    def __init__(self, name, command, home, **environment):
+        super().__init__(name)
+        self.written = b""
+        self.terminal, other_end = pty.openpty()
+        fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 500, 0, 0))
+        self.process = subprocess.Popen(
+            command, stdin=other_end, stdout=other_end, stderr=other_end, cwd=home,
+            start_new_session=True,
+            env={"PATH": os.environ["PATH"], "HOME": str(home), "TERM": "dumb",
+                 "LC_ALL": "C.UTF-8", **environment})
+        os.close(other_end)
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        while True:
+            try:
+                octets = os.read(self.terminal, 65536)
+            except OSError:  # EIO is the end of what the program writes
+                return
+            if not octets:
+                return
+            self.written += octets
+
+    def octets(self):
+        return self.written
+
+    def log(self, begin=0):
+        return self.OVERWRITTEN.sub("", self.ESCAPES.sub("", super().log(begin)))
+
+    def type(self, line):
+        os.write(self.terminal, line.encode() + b"\n")
+
+
+class Server(Running):
+    """The program under test."""
+    RECORD = re.compile(rb"(received from|sent to) (udp|tcp) (\S+), (\d+) octets\n")
+
+    def __init__(self, program, arguments, file):
+        super().__init__("sipmsg")
+        self.file = file
+        with open(file, "wb") as log:
+            self.process = subprocess.Popen([program, "serve", "--trace", *arguments],
+                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            start_new_session=True)
+
+    def trace(self):
+        """Pairs of (direction, transport, message) and the lines between them."""
+        octets, records, lines, at = self.octets(), [], b"", 0
+        while True:
+            found = self.RECORD.search(octets, at)
+            if not found:
+                return records, (lines + octets[at:]).decode(errors="replace")
+            lines += octets[at:found.start()]
+            at = found.end() + int(found[4])
+            records.append((found[1].decode().split()[0], found[2].decode(),
+                            octets[found.end():at].decode(errors="replace")))
+
+    def wait_ready(self):
+        wait_until(lambda: "ready\n" in self.log() or not self.is_running(), "the server is ready")
+        if not self.is_running():
+            raise Failed("the server does not start")
+
+    def answers(self, text):
+        """What the server answered to messages with this text: ["401", "200"]."""
+        records, _ = self.trace()
+        calls = {call_id(message) for direction, _, message in records
+                 if direction == "received" and is_message(message, text)}
+        return [message.split()[1] for direction, _, message in records
+                if direction == "sent" and message.startswith("SIP/2.0 ")
+                and call_id(message) in calls]
+
+    def way(self, text):
+        """The transports a text came in by and went out by: ("udp", "tcp")."""
+        records, _ = self.trace()
+        sides = {direction: transport for direction, transport, message in records
+                 if is_message(message, text)}
+        return sides.get("received"), sides.get("sent")
+
+    def reload(self):
+        self.mark()
+        self.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reloaded\n" in self.fresh(), "the server reloads its configuration")
+
+    def stop(self):
+        """Seconds until it ended, and its exit status."""
+        begin = time.monotonic()
+        self.process.terminate()
+        try:
+            status = self.process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.end()
+            raise Failed(f"the server still runs {TIMEOUT_S} s after SIGTERM") from None
+        return time.monotonic() - begin, status
+
+
+def is_message(message, text):
+    return message.startswith("MESSAGE ") and message.partition("\r\n\r\n")[2] == text
+
+
+def call_id(message):
+    found = re.search(r"^Call-ID: *(.*?)\r$", message, re.M | re.I)
+    return found[1] if found else None
+
+
+# ---- softphones ---------------------------------------------------------------------------------
+
+class Baresip(Terminal):
+    program = "baresip"
+
+    def __init__(self, directory, user, transport, port, password, contacts):
+        home = directory / f"baresip-{user}"
+        home.mkdir()
+        server = f"{HOST}:{port}"
+        by_tcp = f';outbound="sip:{server};transport=tcp"' if transport == "tcp" else ""
+        shutil.copy(EXAMPLES / "101" / "config", home)
+        (home / "accounts").write_text(
+            f"<sip:{user}@{server};transport={transport}>;auth_pass={password};regint=60{by_tcp}\n")
+        (home / "contacts").write_text(
+            "".join(f"<sip:{contact}@{server}>\n" for contact in contacts))
+        self.start(home, user, transport, contacts)
+
+    def start(self, home, user, transport, contacts):
+        """With the files that `home` has."""
+        self.user, self.transport, self.contacts, self.contact = user, transport, contacts, 0
+        super().__init__(f"baresip {user}", ["baresip", "-f", home], home)
+
+    def is_registered(self):
+        return "200 OK" in self.log()
+
+    def is_refused_registration(self):
+        return "401 Unauthorized" in self.log()
+
+    def send(self, peer, text):
+        """It writes to the current contact, so that is to be chosen first."""
+        wanted = self.contacts.index(peer)
+        while self.contact != wanted:
+            step = 1 if wanted > self.contact else -1
+            self.contact += step
+            shown = self.log().count("Current contact:")
+            self.type("/contact_next" if step > 0 else "/contact_prev")
+            wait_until(lambda: self.log().count("Current contact:") > shown,
+                       f"{self.name} changes its current contact")
+        self.mark()
+        self.type(f"/message {text}")
+
+    def shows(self, peer, text):
+        return re.search(rf'sip:{peer}@\S*: "{re.escape(text)}"', self.log())
+
+    def shows_failure(self, code):
+        return re.search(rf"^ {code} ", self.fresh(), re.M)
+
+    def shows_success(self):
+        """It shows failures only."""
+        return not re.search(r"^ [3-6]\d\d |failed", self.fresh(), re.M)
+
+    def quit(self):
+        self.type("/quit")
+
+
+class Linphonec(Terminal):
+    program = "linphonec"
+
+    def __init__(self, directory, user, transport, port, password):
+        home = directory / f"linphonec-{user}"
+        # Without these it has no database, and crashes when it sends.
+        for folder in (".local/share/linphone", ".config/linphone"):
+            (home / folder).mkdir(parents=True)
+        self.user, self.transport, self.log_file = user, transport, home / "log"
+        self.log_file.touch()
+        server = f"<sip:{HOST}:{port};transport={transport}>"
+        ports = "sip_port=-1\nsip_tcp_port=0" if transport == "udp" else "sip_port=0\nsip_tcp_port=-1"
+        # It would wait for a network, and a namespace has none.
+        (home / "linphonerc").write_text(f"""\
+[sip]
+{ports}
+register_only_when_network_is_up=0
+auto_net_state_mon=0
+guess_hostname=0
+default_proxy=0
+[proxy_0]
+reg_proxy={server}
+reg_route={server}
+reg_identity=sip:{user}@{HOST}:{port}
+reg_expires=60
+reg_sendregister=1
+[auth_info_0]
+username={user}
+passwd={password}
+realm=Yate
+""")
+        super().__init__(f"linphonec {user}",
+                         ["linphonec", "-c", home / "linphonerc", "-d", "4", "-l", self.log_file],
+                         home)
+
+    def events(self):
+        """Its log tells what it does not show: what became of registrations and messages."""
+        lines = self.log_file.read_text(errors="replace").splitlines()
+        return [line for line in lines if " moving from " in line]
+
+    def position(self):
+        return super().position(), len(self.events())
+
+    def log(self, begin=(0, 0)):
+        return "\n".join([super().log(begin[0]), *self.events()[begin[1]:]])
+
+    def is_registered(self):
+        return "to [LinphoneRegistrationOk]" in self.log()
+
+    def is_refused_registration(self):
+        return "to [LinphoneRegistrationFailed]" in self.log()
+
+    def send(self, peer, text):
+        self.mark()
+        self.type(f"chat sip:{peer}@{HOST} {text}")
+
+    def shows(self, peer, text):
+        return re.search(rf"Message received from .*sip:{peer}@\S*: {re.escape(text)}", self.log())
+
+    def shows_failure(self, code):
+        return "to NotDelivered" in self.fresh()
+
+    def shows_success(self):
+        return "to Delivered" in self.fresh()
+
+    def quit(self):
+        self.type("quit")
+
+
+# ---- clients that do one thing and end ----------------------------------------------------------
+
+class Command(Running):
+    """Runs to its end within the time; sipsak or sipp."""
+
+    def __init__(self, name, command, directory):
+        super().__init__(name)
+        self.file = directory / f"command-{len(Running.all)}"
+        with open(self.file, "wb") as log:
+            self.process = subprocess.Popen(
+                [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, cwd=directory, start_new_session=True,
+                env={"PATH": os.environ["PATH"], "TERM": "dumb", "LC_ALL": "C.UTF-8"})
+
+    def status(self):
+        try:
+            return self.process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.end()
+            return None
+
+    def expect(self, status, pattern=""):
+        ended = self.status()
+        if ended is None:
+            raise Failed(f"{self.name} still runs after {TIMEOUT_S} s")
+        if ended != status or not re.search(pattern, self.log()):
+            raise Failed(f"{self.name} ended with status {ended} instead of {status}"
+                         + (f" and {pattern!r} in its output" if pattern else ""))
+
+
+class Smoke:
+    """The checks, in order; what one has started the next ones use."""
+
+    def __init__(self, options):
+        self.options = options
+        self.directory = options.directory
+        self.port = free_port()
+        self.server = None
+        self.phones = {}
+        self.counts = {"ok": 0, "FAILED": 0, "skipped": 0}
+
+    def check(self, name, needs, function, *arguments):
+        missing = [program for program in needs if not shutil.which(program)]
+        if missing:
+            packages = ", ".join(f"{program} (package {PACKAGES[program]})" for program in missing)
+            self.conclude("skipped" if self.options.allow_missing else "FAILED", name,
+                          f"not installed: {packages}")
+            return
+        begin = {running: running.position() for running in Running.all}
+        try:
+            if self.server and not self.server.is_running():
+                raise Failed(f"the server ended, status {self.server.process.returncode}")
+            function(*arguments)
+            self.conclude("ok", name)
+        except (Failed, OSError) as failure:  # OSError: its terminal is gone, for one
+            self.conclude("FAILED", name, str(failure))
+            for running in Running.all:
+                news = running.log(*([begin[running]] if running in begin else []))
+                lines = news.strip().splitlines()[-LOG_LINES:]
+                if lines:
+                    print(f"    --- {running.name}", *lines, sep="\n    | ", flush=True)
+
+    def conclude(self, verdict, name, why=""):
+        self.counts[verdict] += 1
+        print(f"{verdict} {name}" + (f": {why}" if why else ""), flush=True)
+
+    # ---- the server
+
+    def write_configuration(self, enable):
+        algorithms = f"algorithms={self.options.algorithms}\n" if self.options.algorithms else ""
+        (self.directory / "ysipchan.conf").write_text(
+            f"[general]\naddr={HOST}\nport={self.port}\n{algorithms}"
+            f"[listener tcp]\ntype=tcp\naddr={HOST}\nport={self.port}\n"
+            f"[message]\nenable={enable}\n")
+
+    def start_server(self):
+        self.write_configuration("yes")
+        users = [101, 102, 103, 104, 105, 106, 107, 108, 201, 202, 203, 204, 301, 302]
+        (self.directory / "regfile.conf").write_text(
+            "".join(f"[{user}]\npassword=pw{user}\n" for user in users))
+        self.server = Server(self.options.program, ["-c", self.directory],
+                             self.directory / "server.log")
+        self.server.wait_ready()
+
+    def stop_server(self):
+        server, self.server = self.server, None
+        seconds, status = server.stop()
+        if status != 0 or seconds > 1:
+            raise Failed(f"exit status {status} after {seconds:.1f} s; expected 0 within 1 s")
+        _, lines = server.trace()
+        strange = [line for line in lines.splitlines() if re.match(r"(warning|error):", line)
+                   and not re.search("wrong password|may not use the From|refused with 501", line)]
+        if strange:
+            raise Failed("unexpected in the log:\n" + "\n".join(strange))
+
+    # ---- registration
+
+    def open_phones(self):
+        """All at once: linphonec takes its time."""
+        def open_one(kind, user, *arguments, password=None):
+            if shutil.which(kind.program):
+                transport = "udp" if user in (101, 102, 103, 104, 301, 302) else "tcp"
+                self.phones[user] = kind(self.directory, user, transport, self.port,
+                                         password or f"pw{user}", *arguments)
+        for user in (103, 104, 203, 204):
+            open_one(Linphonec, user)
+        open_one(Linphonec, 302, password="wrong")
+        open_one(Baresip, 101, [102, 103, 203, 107])
+        open_one(Baresip, 102, [101])
+        open_one(Baresip, 201, [202, 203, 103])
+        open_one(Baresip, 202, [201])
+        open_one(Baresip, 301, [101], password="wrong")
+
+    def registers(self, *users):
+        for user in users:
+            phone = self.phones[user]
+            wait_until(phone.is_registered, f"{phone.name} is registered")
+
+    def is_refused(self, user):
+        phone = self.phones[user]
+        wait_until(phone.is_refused_registration, f"{phone.name} is refused")
+        if phone.is_registered():
+            raise Failed(f"{phone.name} is registered with a wrong password")
+
+    def sipsak(self, user, *arguments, transport="udp", password=None):
+        return Command("sipsak", ["sipsak", "-v", "-v", "-E", transport, "-u", user, "-a",
+                                  password or f"pw{user}", *arguments], self.directory)
+
+    def sipsak_registers(self, transport, password, status, pattern):
+        self.sipsak(105, "-U", "-x", 60, "-C", f"sip:105@{HOST}:{free_port()}",
+                    "-s", f"sip:105@{HOST}:{self.port}", transport=transport,
+                    password=password).expect(status, pattern)
+
+    def sipp(self, scenario, user, transport, *arguments):
+        return Command(f"sipp {scenario}", [
+            "sipp", f"{HOST}:{self.port}", "-sf", HERE / f"sipp_{scenario}.xml", "-m", 1,
+            "-i", HOST, "-t", "u1" if transport == "udp" else "t1", "-nostdin",
+            "-key", "user", user, "-au", user, "-ap", f"pw{user}",
+            "-timeout", f"{TIMEOUT_S - 1}s", "-timeout_error",
+            "-trace_err", "-error_file", "/dev/stdout", *arguments], self.directory)
+
+    def sipp_registers(self, transport):
+        self.sipp("register", 106, transport).expect(0)
+
+    # ---- messages
+
+    def arrives(self, text, sender_transport, recipient, sender_user):
+        wait_until(lambda: recipient.shows(sender_user, text), f"{recipient.name} shows {text!r}")
+        wait_until(lambda: "200" in self.server.answers(text), "the sender is answered 200")
+        way, expected = self.server.way(text), (sender_transport, recipient.transport)
+        if way != expected:
+            raise Failed(f"the message took the way {way} instead of {expected}")
+
+    def registered(self, user):
+        """No need to wait for what cannot happen."""
+        phone = self.phones[user]
+        if not phone.is_registered():
+            raise Failed(f"{phone.name} is not registered")
+        return phone
+
+    def chat(self, *users):
+        """Each writes to the other."""
+        one, other = map(self.registered, users)
+        for sender, recipient in ((one, other), (other, one)):
+            text = f"Grüße von {sender.user} an {recipient.user}: žluťoučký kůň 👋🏽"
+            sender.send(recipient.user, text)
+            self.arrives(text, sender.transport, recipient, sender.user)
+            wait_until(sender.shows_success, f"{sender.name} knows that its message arrived")
+
+    def sipsak_message(self, text, peer, sender=105):
+        file = self.directory / "sipsak-message"
+        file.write_text(f"MESSAGE sip:{peer}@{HOST}:{self.port} SIP/2.0\n"
+                        f"From: <sip:{sender}@{HOST}:{self.port}>;tag=sipsak\n"
+                        f"To: <sip:{peer}@{HOST}:{self.port}>\n"
+                        f"Call-ID: sipsak-{time.monotonic_ns()}\nCSeq: 1 MESSAGE\n"
+                        "Max-Forwards: 70\nContent-Type: text/plain;charset=utf-8\n"
+                        f"Content-Length: {len(text.encode())}\n\n{text}")
+        return ["-f", file, "-s", f"sip:{peer}@{HOST}:{self.port}"]
+
+    def sipsak_writes(self, transport, user):
+        text, recipient = f"Grüße von sipsak über {transport} 🦊", self.registered(user)
+        self.sipsak(105, *self.sipsak_message(text, user), transport=transport).expect(0, "200")
+        self.arrives(text, transport, recipient, 105)
+
+    def sipsak_is_told(self, pattern, peer, sender=105, password=None):
+        self.sipsak(105, *self.sipsak_message("refused", peer, sender),
+                    password=password).expect(2 if password else 1, pattern)
+
+    def sipp_writes(self, transport, user):
+        text, recipient = f"Grüße von sipp über {transport} 🐙", self.registered(user)
+        self.sipp("message", 106, transport, "-key", "peer", user, "-key", "text", text).expect(0)
+        self.arrives(text, transport, recipient, 106)
+
+    def sipp_receives(self):
+        """First it registers the port on which it then waits."""
+        port, messages = free_port(), self.directory / "sipp-messages"
+        self.sipp("register", 107, "udp", "-p", port).expect(0)
+        receiver = self.sipp("receive", 107, "udp", "-p", port, "-trace_msg",
+                             "-message_file", messages)
+        wait_until(messages.exists, "sipp waits")
+        text, sender = "Grüße an sipp 👋", self.registered(101)
+        sender.send(107, text)
+        receiver.expect(0)
+        if text not in messages.read_text(errors="replace"):
+            raise Failed(f"sipp did not receive {text!r}")
+        wait_until(lambda: "200" in self.server.answers(text), "the sender is answered 200")
+
+    def is_told(self, user, peer, code):
+        sender = self.registered(user)
+        text = f"not for {peer}, {code}"
+        sender.send(peer, text)
+        wait_until(lambda: sender.shows_failure(code), f"{sender.name} shows the failure {code}")
+        answers = self.server.answers(text)
+        if answers[-1:] != [code]:
+            raise Failed(f"the sender was answered {answers} instead of {code}")
+
+    def quits(self, user):
+        phone = self.phones[user]
+        phone.quit()
+        wait_until(lambda: not phone.is_running(), f"{phone.name} ends")
+
+    def tell_who_quit(self, sender, user):
+        self.quits(user)
+        self.is_told(sender, user, "405")
+
+    def reload_with(self, enable):
+        self.write_configuration(enable)
+        self.server.reload()
+
+    # ---- without configuration
+
+    def open_mode(self):
+        """The files of examples/softphones, with another port."""
+        port = free_port()
+        self.server = Server(self.options.program,
+                             ["--listen", f"udp:{HOST}:{port}", "--listen", f"tcp:{HOST}:{port}"],
+                             self.directory / "open-server.log")
+        self.server.wait_ready()
+        for user, peer in ((101, 102), (102, 101)):
+            home = self.directory / f"open-{user}"
+            home.mkdir()
+            for name in ("config", "accounts", "contacts"):
+                text = (EXAMPLES / str(user) / name).read_text()
+                (home / name).write_text(text.replace(f"@{HOST}>", f"@{HOST}:{port}>"))
+            phone = Baresip.__new__(Baresip)
+            phone.start(home, user, "udp", [peer])
+            self.phones[user] = phone
+        self.registers(101, 102)
+        self.chat(101, 102)
+
+    # ---- all of it
+
+    def run(self):
+        baresip, linphonec, sipsak, sipp = ["baresip"], ["linphonec"], ["sipsak"], ["sipp"]
+        check = self.check
+        check("server starts", [], self.start_server)
+        if self.counts["FAILED"]:
+            return
+        self.open_phones()
+
+        for transport in ("udp", "tcp"):
+            check(f"sipsak registers over {transport}", sipsak,
+                  self.sipsak_registers, transport, None, 0, "completed successful")
+            check(f"sipp registers over {transport}", sipp, self.sipp_registers, transport)
+        check("sipsak with a wrong password is refused", sipsak,
+              self.sipsak_registers, "udp", "wrong", 2, "401 Unauthorized")
+        check("baresip registers over udp", baresip, self.registers, 101, 102)
+        check("baresip registers over tcp", baresip, self.registers, 201, 202)
+        check("baresip with a wrong password is refused", baresip, self.is_refused, 301)
+        check("linphonec registers over udp", linphonec, self.registers, 103, 104)
+        check("linphonec registers over tcp", linphonec, self.registers, 203, 204)
+        check("linphonec with a wrong password is refused", linphonec, self.is_refused, 302)
+
+        check("baresip and baresip chat over udp", baresip, self.chat, 101, 102)
+        check("baresip and baresip chat over tcp", baresip, self.chat, 201, 202)
+        check("linphonec and linphonec chat over udp", linphonec, self.chat, 103, 104)
+        check("linphonec and linphonec chat over tcp", linphonec, self.chat, 203, 204)
+        both = baresip + linphonec
+        check("baresip and linphonec chat over udp", both, self.chat, 101, 103)
+        check("baresip and linphonec chat over tcp", both, self.chat, 201, 203)
+        check("baresip over udp and linphonec over tcp chat", both, self.chat, 101, 203)
+        check("baresip over tcp and linphonec over udp chat", both, self.chat, 201, 103)
+        check("sipsak writes over udp", sipsak + baresip, self.sipsak_writes, "udp", 101)
+        check("sipsak writes over tcp", sipsak + linphonec, self.sipsak_writes, "tcp", 203)
+        check("sipp writes over udp", sipp + linphonec, self.sipp_writes, "udp", 103)
+        check("sipp writes over tcp", sipp + baresip, self.sipp_writes, "tcp", 201)
+        check("sipp receives over udp", sipp + baresip, self.sipp_receives)
+
+        check("sipsak is told 405 where the recipient is offline", sipsak,
+              self.sipsak_is_told, "405 Method Not Allowed", 108)
+        check("sipsak is told 404 where nobody has that name", sipsak,
+              self.sipsak_is_told, "404 Not Found", 999)
+        check("sipsak is told 403 where it writes as somebody else", sipsak,
+              self.sipsak_is_told, "403 ", 101, 104)
+        check("sipsak is told 401 where it writes with a wrong password", sipsak,
+              self.sipsak_is_told, "401 Unauthorized", 101, 105, "wrong")
+        check("baresip is told 405 after the other has quit", baresip, self.tell_who_quit, 101, 102)
+        check("linphonec is told 405 after the other has quit", linphonec,
+              self.tell_who_quit, 203, 204)
+
+        check("server reloads with [message] enable=no", [], self.reload_with, "no")
+        check("baresip is told 501 where messages are off", baresip, self.is_told, 201, 202, "501")
+        check("linphonec is told 501 where messages are off", linphonec,
+              self.is_told, 103, 104, "501")
+        check("sipsak is told 501 where messages are off", sipsak,
+              self.sipsak_is_told, "501 Not Implemented", 101)
+        check("server reloads with [message] enable=yes", [], self.reload_with, "yes")
+        check("baresip and baresip chat after the reloads", baresip, self.chat, 201, 202)
+        check("linphonec and linphonec chat after the reloads", linphonec, self.chat, 103, 104)
+        for phone in self.phones.values():
+            phone.end()
+        check("server ends within a second", [], self.stop_server)
+
+        check("baresip and baresip chat through the open server", baresip, self.open_mode)
+        if self.server:
+            check("open server ends within a second", [], self.stop_server)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="tests/smoke/run.sh")
+    parser.add_argument("program", type=lambda text: pathlib.Path(text).resolve())
+    parser.add_argument("--allow-missing", action="store_true",
+                        help="skip checks whose client is not installed")
+    parser.add_argument("--algorithms", help="[general] algorithms of ysipchan.conf")
+    parser.add_argument("--directory", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not os.access(options.program, os.X_OK):
+        parser.error(f"{options.program} is not a program")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
+    raise_loopback()
+    smoke = Smoke(options)
+    try:
+        smoke.run()
+    finally:
+        for running in Running.all:
+            running.end()
+    counts = smoke.counts
+    skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
+    print(f"{counts['ok']} passed, {counts['FAILED']} failed{skipped}")
+    sys.exit(1 if counts["FAILED"] else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1100 @@
+// The user agent, driven by hand: what it puts on the wire, what it refuses to, and that each
+// request of its own ends in exactly one callback. Two agents and a proxy in bad weather are in
+// test_simulation.cpp.
+#include <doctest/doctest.h>
+
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "support/sipmsg.hpp"
+
+using namespace sipmsg;
+
+namespace {
+
+constexpr std::uint32_t udp_socket = 1;
+constexpr std::uint32_t tcp_socket = 7;
+constexpr std::uint64_t timer_f_ms = 32000;
+
+/// Takes everything down that is sent, or refuses it.
+class Wire final : public Sink {
+ public:
+  struct Sent {
+    Flow flow;
+    std::string bytes;
+  };
+
+  Result<std::string_view> sent_by(Flow& flow) override {
+    if (no_way) return no_way;
+    if (flow.socket == 0) flow.socket = flow.transport == Transport::udp ? udp_socket : tcp_socket;
+    return std::string_view("192.0.2.1:5060");
+  }
+  Error send(const Flow& flow, const Slices& message) override {
+    if (broken) return broken;
+    sent.push_back({flow, message.to_string()});
+    return {};
+  }
+  bool has_stream_to(const SocketAddress&) const override { return has_stream; }
+
+  std::vector<Sent> sent;
+  Error no_way;
+  Error broken;
+  bool has_stream = false;
+};
+
+SipHashKey key_of(unsigned char octet) {
+  SipHashKey key;
+  key.fill(octet);
+  return key;
+}
+
+Flow flow_from(const std::string& address, Transport transport = Transport::udp) {
+  Flow flow;
+  flow.transport = transport;
+  flow.socket = transport == Transport::udp ? udp_socket : tcp_socket;
+  flow.remote = parse_socket_address(address).value();
+  return flow;
+}
+
+Message parsed(const std::string& bytes) {
+  auto message = Message::from_bytes(bytes);
+  REQUIRE_MESSAGE(message.ok(), message.error().name() << " in:\n" << bytes);
+  REQUIRE_FALSE(validate(*message));
+  return *message;
+}
+
+/// An answer to `request`, as its recipient would write it.
+std::string answer_to(const std::string& request, int code, const std::string& phrase = "") {
+  std::vector<char> buffer(max_message_size);
+  Output out(buffer.data(), buffer.size());
+  write_status_line(out, code, phrase);
+  write_response_head(out, parsed(request), "its-tag", flow_from("192.0.2.7:5060").remote);
+  write_body(out, {}, {});
+  REQUIRE_FALSE(out.error());
+  return std::string(out.written());
+}
+
+/// A request to the agent, with whatever a test wants to be different.
+struct Incoming {
+  std::string method = "MESSAGE";
+  std::string uri = "sip:alice@192.0.2.1";
+  std::string branch = "z9hG4bKone";
+  std::string from = "<sip:bob@example.org>;tag=bobs-tag";
+  std::string to = "<sip:alice@example.org>";
+  std::string call_id = "one@example.org";
+  std::string cseq = "1";
+  std::string more;  ///< header lines
+  std::string body = "Hello";
+
+  std::string text() const {
+    return method + " " + uri + " SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.7:5060;branch=" + branch +
+           "\r\nMax-Forwards: 70\r\nFrom: " + from + "\r\nTo: " + to + "\r\nCall-ID: " + call_id +
+           "\r\nCSeq: " + cseq + " " + method + "\r\n" + more +
+           "Content-Type: text/plain\r\nContent-Length: " + std::to_string(body.size()) +
+           "\r\n\r\n" + body;
+  }
+};
+
+/// What callbacks were told. Must outlive the agent, whose destructor calls those that wait.
+struct Told {
+  std::vector<Outcome> outcomes;
+
+  Agent::SentHandler note() {
+    return [this](const Outcome& outcome) {
+      outcomes.push_back(outcome);
+      outcomes.back().response = nullptr;
+    };
+  }
+};
+
+struct Fixture {
+  Wire wire;
+  Agent agent{AgentOptions(), wire, key_of(1)};
+  std::vector<ServerTransaction> open;
+
+  void receive(const std::string& bytes, std::uint64_t now_ms = 0,
+               const Flow& from = flow_from("192.0.2.7:5060")) {
+    MessageView view;
+    const Error error = view.parse(bytes);
+    agent.receive(view, error, from, now_ms);
+  }
+  /// Time passes, with everything that is due in it.
+  void pass(std::uint64_t until_ms) {
+    for (auto deadline = agent.next_deadline(); deadline && *deadline <= until_ms;
+         deadline = agent.next_deadline()) {
+      agent.advance(*deadline);
+    }
+    agent.advance(until_ms);
+  }
+  /// Answers nothing by itself: the test does.
+  void keep_requests() {
+    agent.on_message([this](const MessageView&, const Flow&, ServerTransaction server) {
+      open.push_back(server);
+    });
+  }
+  const std::string& last() const {
+    REQUIRE_FALSE(wire.sent.empty());
+    return wire.sent.back().bytes;
+  }
+};
+
+Outgoing to_bob() {
+  Outgoing outgoing;
+  outgoing.to = "sip:bob@192.0.2.7";
+  outgoing.from = "sip:alice@example.org";
+  outgoing.body = "Hello Bob";
+  return outgoing;
+}
+
+std::string to_string(Error error) { return error.name(); }
+
+}  // namespace
+
+// ---- what goes out ----------------------------------------------------------------------------
+
+TEST_CASE("a message carries everything that RFC 3261 8.1.1 asks of a request") {
+  Told told;
+  Fixture fixture;
+  REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, told.note()));
+  REQUIRE(fixture.wire.sent.size() == 1);
+  CHECK(fixture.wire.sent[0].flow == flow_from("192.0.2.7:5060"));
+
+  const Message message = parsed(fixture.last());
+  CHECK(message.method() == Method::message);
+  CHECK(message.request_uri_text() == "sip:bob@192.0.2.7");
+  CHECK(message.header(HeaderId::from).substr(0, 28) == "<sip:alice@example.org>;tag=");
+  CHECK(message.header(HeaderId::to) == "<sip:bob@192.0.2.7>");
+  CHECK(message.max_forwards() == 70);
+  CHECK(message.cseq()->method == "MESSAGE");
+  CHECK(message.header(HeaderId::content_type) == "text/plain;charset=utf-8");
+  CHECK(message.header(HeaderId::user_agent) == "sipmsg/" SIPMSG_VERSION);
+  CHECK(message.body() == "Hello Bob");
+  CHECK_FALSE(message.has(HeaderId::contact));  // RFC 3428 4
+  const auto via = message.top_via();
+  CHECK(via->transport == "UDP");
+  CHECK(via->host == "192.0.2.1");
+  CHECK(via->has_rport);
+  CHECK(via->has_rfc3261_branch());
+}
+
+TEST_CASE("branch, Call-ID and From tag are new for each request, and CSeq rises") {
+  Fixture fixture;
+  std::set<std::string> tokens;
+  std::uint32_t last_cseq = 0;
+  for (int i = 0; i < 50; ++i) {
+    REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, nullptr));
+    const Message message = parsed(fixture.last());
+    tokens.insert(std::string(message.top_via()->branch));
+    tokens.insert(std::string(message.call_id()));
+    tokens.insert(std::string(message.from()->tag()));
+    CHECK(message.cseq()->number > last_cseq);
+    last_cseq = message.cseq()->number;
+  }
+  CHECK(tokens.size() == 150);
+}
+
+TEST_CASE("agents with different secrets write different tokens") {
+  std::set<std::string> branches;
+  for (unsigned char octet = 1; octet < 10; ++octet) {
+    Wire wire;
+    Agent agent(AgentOptions(), wire, key_of(octet));
+    REQUIRE_FALSE(agent.send(to_bob(), 0, nullptr));
+    branches.insert(std::string(parsed(wire.sent[0].bytes).top_via()->branch));
+  }
+  CHECK(branches.size() == 9);
+}
+
+TEST_CASE("what goes out tells nothing of the keys that the secret is spread into") {
+  // The transaction layer hashes with the numbers that its secret yields: were the tokens made of
+  // the same numbers, everybody could foresee tags and make keys collide.
+  Fixture fixture;
+  std::string wire;
+  for (int i = 0; i < 20; ++i) {
+    REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, nullptr));
+    wire += fixture.last();
+  }
+  Random of_secret(key_of(1));
+  for (int i = 0; i < 100; ++i) {
+    char token[12];
+    of_secret.write_token(token, sizeof token);
+    CHECK(wire.find(std::string(token, sizeof token)) == std::string::npos);
+  }
+}
+
+TEST_CASE("requests with one Call-ID have one From tag, as registrations and retries must") {
+  Fixture fixture;
+  Outgoing outgoing = to_bob();
+  outgoing.call_id = "a-registration@192.0.2.1";
+  REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+  const Message first = parsed(fixture.last());
+  REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+  const Message second = parsed(fixture.last());
+  CHECK(first.call_id() == "a-registration@192.0.2.1");
+  CHECK(second.call_id() == first.call_id());
+  CHECK(second.from()->tag() == first.from()->tag());
+  CHECK(second.cseq()->number == first.cseq()->number + 1);
+  CHECK(second.top_via()->branch != first.top_via()->branch);
+}
+
+TEST_CASE("a body goes out octet for octet") {
+  std::string all_octets;
+  for (int i = 0; i < 256; ++i) all_octets.push_back(static_cast<char>(i));
+  const std::string bodies[] = {"",
+                                "\r\n",
+                                "\r\n\r\nBYE sip:x SIP/2.0\r\n\r\n",
+                                std::string("a\0b", 3),
+                                "Gr\xc3\xbc\xc3\x9f\x65 \xf0\x9f\x99\x82",
+                                all_octets,
+                                std::string(60000, 'x')};
+  for (const std::string& body : bodies) {
+    Fixture fixture;
+    Outgoing outgoing = to_bob();
+    outgoing.body = body;
+    REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+    const Message message = parsed(fixture.last());
+    CHECK(message.body() == body);
+    CHECK(message.content_length() == body.size());
+    CHECK(message.has(HeaderId::content_type) == !body.empty());
+  }
+}
+
+TEST_CASE("method, Request-URI, content type and further headers are as they are asked for") {
+  Fixture fixture;
+  Outgoing outgoing;
+  outgoing.method = "REGISTER";
+  outgoing.to = outgoing.from = "sip:alice@example.org";
+  outgoing.request_uri = "sip:192.0.2.9:5070";
+  outgoing.headers = {{"Contact", "<sip:alice@192.0.2.1>"}, {"Expires", "600"}, {"X-Y", ""}};
+  REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+  CHECK(fixture.wire.sent[0].flow.remote == parse_socket_address("192.0.2.9:5070").value());
+  const Message message = parsed(fixture.last());
+  CHECK(message.method() == Method::register_);
+  CHECK(message.request_uri_text() == "sip:192.0.2.9:5070");
+  CHECK(message.header(HeaderId::contact) == "<sip:alice@192.0.2.1>");
+  CHECK(message.header(HeaderId::expires) == "600");
+  CHECK(message.header("X-Y") == "");
+
+  outgoing = to_bob();
+  outgoing.content_type = "application/im-iscomposing+xml";
+  REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+  CHECK(parsed(fixture.last()).header(HeaderId::content_type) == "application/im-iscomposing+xml");
+}
+
+TEST_CASE("To and From are written in brackets, with the display name in quotes") {
+  const struct {
+    std::string given;
+    std::string written;
+  } rows[] = {
+      {"sip:bob@192.0.2.7", "<sip:bob@192.0.2.7>"},
+      {"<sip:bob@192.0.2.7>", "<sip:bob@192.0.2.7>"},
+      {"sip:bob@192.0.2.7;x=1", "<sip:bob@192.0.2.7;x=1>"},  // not a parameter of the header
+      {"Bob <sip:bob@192.0.2.7>", "\"Bob\" <sip:bob@192.0.2.7>"},
+      {"Bob B.  <sip:bob@192.0.2.7>", "\"Bob B.\" <sip:bob@192.0.2.7>"},
+      {"B\xc3\xb6"
+       "b <sip:bob@192.0.2.7>",
+       "\"B\xc3\xb6"
+       "b\" <sip:bob@192.0.2.7>"},
+      {"\"Bob \\\"the\\\" B\" <sip:bob@192.0.2.7>", "\"Bob \\\"the\\\" B\" <sip:bob@192.0.2.7>"},
+      {"\"<sip:eve@192.0.2.6>\" <sip:bob@192.0.2.7>",
+       "\"<sip:eve@192.0.2.6>\" <sip:bob@192.0.2.7>"},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.given);
+    Fixture fixture;
+    Outgoing outgoing = to_bob();
+    outgoing.to = outgoing.from = row.given;
+    REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+    const Message message = parsed(fixture.last());
+    CHECK(message.header(HeaderId::to) == row.written);
+    CHECK(message.header(HeaderId::from).substr(0, row.written.size() + 5) ==
+          row.written + ";tag=");
+    CHECK(message.request_uri()->user == "bob");
+    CHECK(message.request_uri()->host == "192.0.2.7");
+    CHECK(message.to()->tag().empty());
+  }
+}
+
+TEST_CASE("whoever gives no From is anonymous") {
+  Fixture fixture;
+  Outgoing outgoing = to_bob();
+  outgoing.from.clear();
+  REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+  CHECK(parsed(fixture.last()).from()->uri.text == "sip:anonymous@anonymous.invalid");
+}
+
+TEST_CASE("a request goes where its Request-URI says, or to the next hop that is given") {
+  const struct {
+    std::string uri;
+    const char* next_hop;  ///< null for none
+    Transport transport;
+    const char* remote;
+  } rows[] = {
+      {"sip:bob@192.0.2.7", nullptr, Transport::udp, "192.0.2.7:5060"},
+      {"sip:192.0.2.7", nullptr, Transport::udp, "192.0.2.7:5060"},
+      {"sip:bob@192.0.2.7:5070", nullptr, Transport::udp, "192.0.2.7:5070"},
+      {"SIP:bob@192.0.2.7;transport=UDP", nullptr, Transport::udp, "192.0.2.7:5060"},
+      {"sip:bob@192.0.2.7;transport=tcp", nullptr, Transport::tcp, "192.0.2.7:5060"},
+      {"sip:bob@[2001:db8::7]", nullptr, Transport::udp, "[2001:db8::7]:5060"},
+      {"sip:bob@[2001:db8::7]:5070;transport=tcp", nullptr, Transport::tcp, "[2001:db8::7]:5070"},
+      {"sip:bob@example.org;maddr=192.0.2.8", nullptr, Transport::udp, "192.0.2.8:5060"},
+      {"sip:bob@example.org", "192.0.2.9:5060", Transport::udp, "192.0.2.9:5060"},
+      {"sip:bob@192.0.2.7;transport=tcp", "192.0.2.9:5060", Transport::udp, "192.0.2.9:5060"},
+      {"tel:+358-555-1234567", "192.0.2.9:5060", Transport::udp, "192.0.2.9:5060"},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.uri);
+    Fixture fixture;
+    Outgoing outgoing = to_bob();
+    outgoing.to = row.uri;
+    if (row.next_hop != nullptr) outgoing.next_hop = flow_from(row.next_hop);
+    REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+    CHECK(fixture.wire.sent[0].flow == flow_from(row.remote, row.transport));
+    const Message message = parsed(fixture.last());
+    CHECK(message.request_uri_text() == row.uri);
+    CHECK(message.top_via()->transport == transport_name(row.transport));
+  }
+}
+
+TEST_CASE("a large request takes the TCP connection that is there, and says so in its Via") {
+  for (bool has_stream : {false, true}) {
+    for (std::size_t size : {std::size_t{100}, std::size_t{1300}}) {
+      CAPTURE(has_stream);
+      CAPTURE(size);
+      Fixture fixture;
+      fixture.wire.has_stream = has_stream;
+      Outgoing outgoing = to_bob();
+      outgoing.body.assign(size, 'x');
+      REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+      REQUIRE(fixture.wire.sent.size() == 1);
+      const bool by_tcp = has_stream && size > 1000;
+      CHECK(fixture.wire.sent[0].flow.transport == (by_tcp ? Transport::tcp : Transport::udp));
+      CHECK(fixture.wire.sent[0].flow.socket == (by_tcp ? tcp_socket : udp_socket));
+      CHECK(parsed(fixture.last()).top_via()->transport == (by_tcp ? "TCP" : "UDP"));
+    }
+  }
+}
+
+// ---- what does not go out -----------------------------------------------------------------------
+
+TEST_CASE("what cannot be sent is refused at once, with nothing sent and no callback") {
+  const struct {
+    std::string what;
+    void (*change)(Outgoing&);
+    ErrorCode expected;
+  } rows[] = {
+      {"no recipient", [](Outgoing& o) { o.to = ""; }, ErrorCode::bad_uri},
+      {"no URI", [](Outgoing& o) { o.to = "bob"; }, ErrorCode::bad_uri},
+      {"no host", [](Outgoing& o) { o.to = "sip:"; }, ErrorCode::bad_host},
+      {"no user", [](Outgoing& o) { o.to = "sip:@192.0.2.7"; }, ErrorCode::bad_uri},
+      {"a blank", [](Outgoing& o) { o.to = "sip:bob b@192.0.2.7"; }, ErrorCode::bad_uri},
+      {"a port too large", [](Outgoing& o) { o.to += ":65536"; }, ErrorCode::bad_port},
+      {"an escape", [](Outgoing& o) { o.to = "sip:b%4@192.0.2.7"; }, ErrorCode::bad_escape},
+      {"no closing bracket", [](Outgoing& o) { o.to = "<sip:bob@192.0.2.7"; },
+       ErrorCode::bad_name_addr},
+      {"two URIs", [](Outgoing& o) { o.to = "<sip:bob@192.0.2.7>, <sip:eve@192.0.2.6>"; },
+       ErrorCode::bad_parameter},
+      {"a tag", [](Outgoing& o) { o.to = "<sip:bob@192.0.2.7>;tag=x"; }, ErrorCode::bad_name_addr},
+      {"a From with a tag", [](Outgoing& o) { o.from = "<sip:a@example.org>;tag=x"; },
+       ErrorCode::bad_name_addr},
+      {"a From that is none", [](Outgoing& o) { o.from = "alice"; }, ErrorCode::bad_uri},
+      {"a Request-URI that is none", [](Outgoing& o) { o.request_uri = "bob"; },
+       ErrorCode::bad_uri},
+      {"a Request-URI that is none, for a next hop",
+       [](Outgoing& o) {
+         o.request_uri = "sip:b ob@x";
+         o.next_hop = flow_from("192.0.2.9:5060");
+       },
+       ErrorCode::bad_uri},
+      {"a Request-URI in brackets", [](Outgoing& o) { o.request_uri = "<sip:bob@192.0.2.7>"; },
+       ErrorCode::bad_uri},
+      {"headers in the URI", [](Outgoing& o) { o.to += "?Subject=x"; }, ErrorCode::bad_uri},
+      {"a method in the URI", [](Outgoing& o) { o.to += ";method=BYE"; }, ErrorCode::bad_uri},
+      {"sips", [](Outgoing& o) { o.to = "sips:bob@192.0.2.7"; }, ErrorCode::unsupported_scheme},
+      {"sips by a next hop",
+       [](Outgoing& o) {
+         o.to = "sips:bob@example.org";
+         o.next_hop = flow_from("192.0.2.9:5060");
+       },
+       ErrorCode::unsupported_scheme},
+      {"tel", [](Outgoing& o) { o.to = "tel:+15551234"; }, ErrorCode::unsupported_scheme},
+      {"mailto", [](Outgoing& o) { o.to = "mailto:bob@example.org"; },
+       ErrorCode::unsupported_scheme},
+      {"a name for a host", [](Outgoing& o) { o.to = "sip:bob@example.org"; },
+       ErrorCode::bad_address},
+      {"a bad IPv6 address", [](Outgoing& o) { o.to = "sip:bob@[::1::]"; }, ErrorCode::bad_address},
+      {"a name for maddr", [](Outgoing& o) { o.to += ";maddr=example.org"; },
+       ErrorCode::bad_address},
+      {"TLS", [](Outgoing& o) { o.to += ";transport=tls"; }, ErrorCode::unsupported_transport},
+      {"SCTP", [](Outgoing& o) { o.to += ";transport=sctp"; }, ErrorCode::unsupported_transport},
+      {"no method", [](Outgoing& o) { o.method = ""; }, ErrorCode::bad_method},
+      {"two methods", [](Outgoing& o) { o.method = "MESSAGE BYE"; }, ErrorCode::bad_method},
+      {"INVITE", [](Outgoing& o) { o.method = "INVITE"; }, ErrorCode::bad_argument},
+      {"ACK", [](Outgoing& o) { o.method = "ACK"; }, ErrorCode::bad_argument},
+      {"a Call-ID with a blank", [](Outgoing& o) { o.call_id = "a b"; }, ErrorCode::bad_call_id},
+      {"a body without type", [](Outgoing& o) { o.content_type = ""; }, ErrorCode::bad_media_type},
+      {"a type that is none", [](Outgoing& o) { o.content_type = "text"; },
+       ErrorCode::bad_media_type},
+      {"a header without name",
+       [](Outgoing& o) {
+         o.headers = {{"", "x"}};
+       },
+       ErrorCode::bad_token},
+      {"a header that continues the one before",
+       [](Outgoing& o) {
+         o.headers = {{" X", "x"}};
+       },
+       ErrorCode::bad_token},
+      {"two headers in one",
+       [](Outgoing& o) {
+         o.headers = {{"X: y", "x"}};
+       },
+       ErrorCode::bad_token},
+      {"a second Via",
+       [](Outgoing& o) {
+         o.headers = {{"v", "SIP/2.0/UDP 192.0.2.6"}};
+       },
+       ErrorCode::duplicate_header},
+      {"a second From",
+       [](Outgoing& o) {
+         o.headers = {{"FROM", "<sip:eve@example.org>"}};
+       },
+       ErrorCode::duplicate_header},
+      {"a second length",
+       [](Outgoing& o) {
+         o.headers = {{"L", "0"}};
+       },
+       ErrorCode::duplicate_header},
+      {"a Contact",
+       [](Outgoing& o) {
+         o.headers = {{"m", "<sip:alice@192.0.2.1>"}};
+       },
+       ErrorCode::bad_argument},
+      {"a body too long", [](Outgoing& o) { o.body.assign(65535, 'x'); }, ErrorCode::too_large},
+      {"a body much too long", [](Outgoing& o) { o.body.assign(1000000, 'x'); },
+       ErrorCode::too_large},
+      {"a URI too long",
+       [](Outgoing& o) { o.to = "sip:" + std::string(66000, 'b') + "@192.0.2.7"; },
+       ErrorCode::too_large},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.what);
+    Told told;
+    Fixture fixture;
+    Outgoing outgoing = to_bob();
+    row.change(outgoing);
+    CHECK(to_string(fixture.agent.send(outgoing, 0, told.note())) == error_name(row.expected));
+    CHECK(fixture.wire.sent.empty());
+    CHECK(fixture.agent.waiting() == 0);
+    fixture.pass(100000);
+    fixture.agent.close();
+    CHECK(told.outcomes.empty());
+  }
+}
+
+TEST_CASE("CR, LF and NUL get into no field but the body") {
+  const struct {
+    std::string name;
+    std::string& (*field)(Outgoing&);
+  } fields[] = {
+      {"to", [](Outgoing& o) -> std::string& { return o.to; }},
+      {"from", [](Outgoing& o) -> std::string& { return o.from; }},
+      {"request_uri", [](Outgoing& o) -> std::string& { return o.request_uri; }},
+      {"method", [](Outgoing& o) -> std::string& { return o.method; }},
+      {"content_type", [](Outgoing& o) -> std::string& { return o.content_type; }},
+      {"call_id", [](Outgoing& o) -> std::string& { return o.call_id; }},
+      {"header name", [](Outgoing& o) -> std::string& { return o.headers[0].first; }},
+      {"header value", [](Outgoing& o) -> std::string& { return o.headers[0].second; }},
+  };
+  const std::string injected[] = {"\r", "\n", std::string(1, '\0'), "\r\nX-Evil: yes", "\r\n "};
+  for (const auto& field : fields) {
+    for (const std::string& octets : injected) {
+      for (bool inside : {false, true}) {
+        CAPTURE(field.name);
+        CAPTURE(octets);
+        Fixture fixture;
+        Outgoing outgoing;
+        outgoing.to = "\"Bob\" <sip:bob@192.0.2.7>";
+        outgoing.from = "\"Alice\" <sip:alice@example.org>";
+        outgoing.request_uri = "sip:bob@192.0.2.7";
+        outgoing.call_id = "one";
+        outgoing.body = "x";
+        outgoing.headers = {{"X-Y", "z"}};
+        std::string& text = field.field(outgoing);
+        text.insert(inside ? text.size() / 2 : text.size(), octets);
+        CHECK(fixture.agent.send(outgoing, 0, nullptr));
+        CHECK(fixture.wire.sent.empty());
+      }
+    }
+  }
+}
+
+TEST_CASE("an error of the sink while sending is returned, and no callback follows") {
+  for (bool no_way : {false, true}) {
+    Told told;
+    Fixture fixture;
+    (no_way ? fixture.wire.no_way : fixture.wire.broken) = {ErrorCode::network, -101};
+    const Error error = fixture.agent.send(to_bob(), 0, told.note());
+    CHECK(error.code == ErrorCode::network);
+    CHECK(error.place == -101);
+    CHECK(fixture.agent.waiting() == 0);
+    fixture.pass(100000);
+    CHECK(told.outcomes.empty());
+  }
+}
+
+TEST_CASE("beyond its limit an agent refuses to send") {
+  Told told;
+  Wire wire;
+  AgentOptions options;
+  options.transactions.max_transactions = 3;
+  Agent agent(options, wire, key_of(1));
+  for (int i = 0; i < 3; ++i) CHECK_FALSE(agent.send(to_bob(), 0, told.note()));
+  CHECK(agent.send(to_bob(), 0, told.note()).code == ErrorCode::limit_reached);
+  CHECK(agent.waiting() == 3);
+  agent.close();
+  CHECK(told.outcomes.size() == 3);
+}
+
+// ---- exactly one callback -----------------------------------------------------------------------
+
+TEST_CASE("the final answer is told once, with code and phrase, however often it comes") {
+  Fixture fixture;
+  int calls = 0;
+  REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, [&](const Outcome& outcome) {
+    ++calls;
+    CHECK_FALSE(outcome.error);
+    CHECK(outcome.code == 486);
+    CHECK(outcome.reason == "Not now");
+    CHECK_FALSE(outcome.ok());
+    REQUIRE(outcome.response != nullptr);
+    CHECK(outcome.response->to()->tag() == "its-tag");
+  }));
+  const std::string request = fixture.last();
+  fixture.receive(answer_to(request, 100), 10);
+  fixture.receive(answer_to(request, 183), 20);
+  CHECK(calls == 0);
+  CHECK(fixture.agent.waiting() == 1);
+  fixture.receive(answer_to(request, 486, "Not now"), 30);
+  CHECK(calls == 1);
+  CHECK(fixture.agent.waiting() == 0);
+  fixture.receive(answer_to(request, 486, "Not now"), 40);
+  fixture.receive(answer_to(request, 200), 50);
+  fixture.pass(100000);
+  fixture.receive(answer_to(request, 200), 100001);
+  fixture.agent.close();
+  CHECK(calls == 1);
+  CHECK_FALSE(fixture.agent.next_deadline());
+  CHECK(fixture.agent.kept_size() == 0);
+}
+
+TEST_CASE("every 2xx means that it was accepted, and nothing else does") {
+  for (int code : {200, 202, 299, 300, 302, 400, 404, 480, 499, 500, 503, 600, 699}) {
+    CAPTURE(code);
+    Told told;
+    Fixture fixture;
+    REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, told.note()));
+    fixture.receive(answer_to(fixture.last(), code), 10);
+    REQUIRE(told.outcomes.size() == 1);
+    CHECK(told.outcomes[0].code == code);
+    CHECK(told.outcomes[0].ok() == (code < 300));
+  }
+}
+
+TEST_CASE("without an answer the callback is told of the timeout once, after 64*T1") {
+  Told told;
+  Fixture fixture;
+  REQUIRE_FALSE(fixture.agent.send(to_bob(), 1000, told.note()));
+  const std::string request = fixture.last();
+  fixture.pass(1000 + timer_f_ms - 1);
+  CHECK(told.outcomes.empty());
+  CHECK(fixture.wire.sent.size() == 11);
+  for (const auto& sent : fixture.wire.sent) CHECK(sent.bytes == request);
+  fixture.pass(1000 + timer_f_ms);
+  REQUIRE(told.outcomes.size() == 1);
+  CHECK(told.outcomes[0].error.code == ErrorCode::timeout);
+  CHECK(told.outcomes[0].code == 0);
+  CHECK_FALSE(told.outcomes[0].ok());
+  fixture.receive(answer_to(request, 200), 1000 + timer_f_ms + 1);  // too late
+  fixture.pass(200000);
+  CHECK(told.outcomes.size() == 1);
+  CHECK(fixture.agent.transactions() == 0);
+}
+
+TEST_CASE("a TCP connection that closes ends the requests on it, once, and no others") {
+  Told told;
+  Told other;
+  Fixture fixture;
+  Outgoing outgoing = to_bob();
+  outgoing.to += ";transport=tcp";
+  for (int i = 0; i < 3; ++i) REQUIRE_FALSE(fixture.agent.send(outgoing, 0, told.note()));
+  REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, other.note()));
+  fixture.agent.connection_closed(tcp_socket + 1, {ErrorCode::network, -1}, 10);
+  CHECK(told.outcomes.empty());
+  fixture.agent.connection_closed(tcp_socket, {ErrorCode::network, -104}, 20);
+  REQUIRE(told.outcomes.size() == 3);
+  CHECK(told.outcomes[0].error.code == ErrorCode::network);
+  CHECK(told.outcomes[0].error.place == -104);
+  fixture.agent.connection_closed(tcp_socket, {ErrorCode::network, -104}, 30);
+  fixture.pass(100000);
+  CHECK(told.outcomes.size() == 3);
+  CHECK(other.outcomes.size() == 1);
+}
+
+TEST_CASE("a socket that fails while a request is repeated ends it, once") {
+  Told told;
+  Fixture fixture;
+  REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, told.note()));
+  fixture.wire.broken = ErrorCode::network;
+  fixture.pass(100000);
+  REQUIRE(told.outcomes.size() == 1);
+  CHECK(told.outcomes[0].error.code == ErrorCode::network);
+}
+
+TEST_CASE("closing tells everybody who waits, once, and ends everything else") {
+  for (bool by_destruction : {false, true}) {
+    CAPTURE(by_destruction);
+    Told told;
+    auto fixture = std::make_unique<Fixture>();
+    for (int i = 0; i < 5; ++i) REQUIRE_FALSE(fixture->agent.send(to_bob(), 0, told.note()));
+    fixture->receive(answer_to(fixture->last(), 200), 10);
+    fixture->receive(Incoming().text(), 20);
+    CHECK(told.outcomes.size() == 1);
+    if (by_destruction) {
+      fixture.reset();
+    } else {
+      fixture->agent.close();
+      fixture->agent.close();
+      CHECK(fixture->agent.waiting() == 0);
+      CHECK(fixture->agent.transactions() == 0);
+      CHECK(fixture->agent.kept_size() == 0);
+      CHECK_FALSE(fixture->agent.next_deadline());
+      CHECK(fixture->agent.send(to_bob(), 30, told.note()).code == ErrorCode::closed);
+    }
+    REQUIRE(told.outcomes.size() == 5);
+    for (std::size_t i = 1; i < 5; ++i) {
+      CHECK(told.outcomes[i].error.code == ErrorCode::closed);
+    }
+  }
+}
+
+TEST_CASE("callbacks may send, also when the agent closes") {
+  Fixture fixture;
+  int calls = 0;
+  Error when_closed;
+  REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, [&](const Outcome& first) {
+    CHECK(first.ok());
+    ++calls;
+    REQUIRE_FALSE(fixture.agent.send(to_bob(), 10, [&](const Outcome& second) {
+      CHECK(second.error.code == ErrorCode::timeout);
+      ++calls;
+      REQUIRE_FALSE(fixture.agent.send(to_bob(), 40000, [&](const Outcome& third) {
+        CHECK(third.error.code == ErrorCode::closed);
+        ++calls;
+        when_closed = fixture.agent.send(to_bob(), 40000, [&](const Outcome&) { ++calls; });
+      }));
+    }));
+  }));
+  fixture.receive(answer_to(fixture.last(), 200), 10);
+  CHECK(calls == 1);
+  fixture.pass(40000);
+  CHECK(calls == 2);
+  fixture.agent.close();
+  CHECK(calls == 3);
+  CHECK(when_closed.code == ErrorCode::closed);
+}
+
+TEST_CASE("closing is legal inside every callback") {
+  SUBCASE("of an answer") {
+    Told told;
+    Fixture fixture;
+    REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, told.note()));
+    REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, [&](const Outcome&) { fixture.agent.close(); }));
+    fixture.receive(answer_to(fixture.last(), 200), 10);
+    CHECK(told.outcomes.size() == 1);
+    CHECK(fixture.agent.transactions() == 0);
+  }
+  SUBCASE("of a timeout, while others are due") {
+    Fixture fixture;
+    int calls = 0;
+    for (int i = 0; i < 10; ++i) {
+      REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, [&](const Outcome&) {
+        ++calls;
+        fixture.agent.close();
+      }));
+    }
+    fixture.pass(100000);
+    CHECK(calls == 10);
+  }
+  SUBCASE("of a connection that closes") {
+    Fixture fixture;
+    int calls = 0;
+    Outgoing outgoing = to_bob();
+    outgoing.to += ";transport=tcp";
+    for (int i = 0; i < 10; ++i) {
+      REQUIRE_FALSE(fixture.agent.send(outgoing, 0, [&](const Outcome&) {
+        ++calls;
+        fixture.agent.close();
+      }));
+    }
+    fixture.agent.connection_closed(tcp_socket, ErrorCode::network, 10);
+    CHECK(calls == 10);
+    CHECK(fixture.agent.transactions() == 0);
+  }
+  SUBCASE("of a request") {
+    Fixture fixture;
+    Error answered;
+    fixture.agent.on_message([&](const MessageView&, const Flow&, ServerTransaction server) {
+      fixture.agent.close();
+      answered = fixture.agent.reply(server, 200);
+    });
+    fixture.receive(Incoming().text());
+    CHECK(answered.code == ErrorCode::gone);
+    CHECK(fixture.wire.sent.empty());
+  }
+}
+
+// ---- what comes in ------------------------------------------------------------------------------
+
+TEST_CASE("a message is handed over once and its answer repeated to those who repeat it") {
+  Fixture fixture;
+  int calls = 0;
+  fixture.agent.on_message(
+      [&](const MessageView& message, const Flow& from, ServerTransaction server) {
+        ++calls;
+        CHECK(message.body() == "Hello");
+        CHECK(from == flow_from("192.0.2.7:5060"));
+        CHECK_FALSE(fixture.agent.reply(server, 200));
+      });
+  for (int i = 0; i < 5; ++i) fixture.receive(Incoming().text(), 100U * static_cast<unsigned>(i));
+  CHECK(calls == 1);
+  REQUIRE(fixture.wire.sent.size() == 5);
+  for (const auto& sent : fixture.wire.sent) CHECK(sent.bytes == fixture.last());
+
+  const Message answer = parsed(fixture.last());
+  CHECK(answer.status_code() == 200);
+  CHECK(answer.reason_phrase() == "OK");
+  CHECK_FALSE(answer.to()->tag().empty());
+  CHECK(answer.body().empty());                // RFC 3428 7
+  CHECK_FALSE(answer.has(HeaderId::contact));  // the same
+  CHECK(answer.header(HeaderId::server) == "sipmsg/" SIPMSG_VERSION);
+  fixture.pass(100000);
+  CHECK(fixture.agent.transactions() == 0);
+  CHECK_FALSE(fixture.agent.next_deadline());
+}
+
+TEST_CASE("the To tag of a dialog we do not know stays the only one") {
+  Fixture fixture;
+  fixture.agent.on_message([&](const MessageView&, const Flow&, ServerTransaction server) {
+    CHECK_FALSE(fixture.agent.reply(server, 200));
+  });
+  Incoming incoming;
+  incoming.to = "<sip:alice@example.org>;tag=of-a-call";
+  fixture.receive(incoming.text());
+  CHECK(parsed(fixture.last()).header(HeaderId::to) == incoming.to);
+}
+
+TEST_CASE("an answer has the code and the phrase that were asked for, or is refused") {
+  const struct {
+    int code;
+    std::string phrase;
+    ErrorCode expected;
+    const char* written;  ///< the phrase on the wire
+  } rows[] = {
+      {200, "", ErrorCode::none, "OK"},
+      {202, "", ErrorCode::none, "Accepted"},
+      {200, "Danke sch\xc3\xb6n", ErrorCode::none, "Danke sch\xc3\xb6n"},
+      {299, "", ErrorCode::none, "OK"},
+      {404, "", ErrorCode::none, "Not Found"},
+      {415, "", ErrorCode::none, "Unsupported Media Type"},
+      {699, "Never", ErrorCode::none, "Never"},
+      {0, "", ErrorCode::bad_argument, ""},
+      {-1, "", ErrorCode::bad_argument, ""},
+      {100, "", ErrorCode::bad_argument, ""},  // RFC 4320
+      {180, "", ErrorCode::bad_argument, ""},
+      {199, "", ErrorCode::bad_argument, ""},
+      {408, "", ErrorCode::bad_argument, ""},  // RFC 4320
+      {700, "", ErrorCode::bad_argument, ""},
+      {200, "OK\r\nX-Evil: yes", ErrorCode::forbidden_octet, ""},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.code);
+    CAPTURE(row.phrase);
+    Fixture fixture;
+    fixture.keep_requests();
+    fixture.receive(Incoming().text());
+    REQUIRE(fixture.open.size() == 1);
+    CHECK(to_string(fixture.agent.reply(fixture.open[0], row.code, row.phrase)) ==
+          error_name(row.expected));
+    if (row.expected == ErrorCode::none) {
+      CHECK(parsed(fixture.last()).status_code() == row.code);
+      CHECK(parsed(fixture.last()).reason_phrase() == row.written);
+    } else {
+      CHECK(fixture.wire.sent.empty());
+      CHECK_FALSE(fixture.agent.reply(fixture.open[0], 200));  // it is open still
+    }
+    CHECK(fixture.agent.reply(fixture.open[0], 200).code == ErrorCode::gone);
+  }
+}
+
+TEST_CASE("an answer may come later, but not after the sender has given up") {
+  Fixture fixture;
+  fixture.keep_requests();
+  fixture.receive(Incoming().text(), 0);
+  fixture.receive(Incoming().text(), 500);
+  CHECK(fixture.wire.sent.empty());
+  CHECK_FALSE(fixture.agent.reply(fixture.open[0], 200, {}, timer_f_ms - 1));
+  CHECK(fixture.wire.sent.size() == 1);
+
+  Incoming second;
+  second.branch += "2";
+  second.call_id += "2";
+  fixture.receive(second.text(), 100000);
+  REQUIRE(fixture.open.size() == 2);
+  CHECK(fixture.agent.reply(fixture.open[1], 200, {}, 100000 + timer_f_ms).code == ErrorCode::gone);
+  fixture.pass(200000);
+  CHECK(fixture.agent.reply(fixture.open[1], 200, {}, 200000).code == ErrorCode::gone);
+  CHECK(fixture.agent.reply(ServerTransaction(), 200).code == ErrorCode::gone);
+  CHECK(fixture.wire.sent.size() == 1);
+}
+
+TEST_CASE("a late answer is kept for 64*T1 from when it was given") {
+  Fixture fixture;
+  fixture.keep_requests();
+  fixture.receive(Incoming().text(), 0);
+  CHECK_FALSE(fixture.agent.reply(fixture.open[0], 200, {}, 20000));
+  fixture.pass(20000 + timer_f_ms - 1);
+  fixture.receive(Incoming().text(), 20000 + timer_f_ms - 1);
+  CHECK(fixture.wire.sent.size() == 2);
+  CHECK(fixture.open.size() == 1);
+}
+
+TEST_CASE("a handler may replace itself, or take itself away, while it runs") {
+  Fixture fixture;
+  std::string calls;
+  fixture.agent.on_message(
+      [&, kept = std::string("first ")](const MessageView&, const Flow&, ServerTransaction server) {
+        fixture.agent.on_message([&](const MessageView&, const Flow&, ServerTransaction again) {
+          calls += "second ";
+          fixture.agent.on_message(nullptr);
+          CHECK_FALSE(fixture.agent.reply(again, 200));
+        });
+        calls += kept;  // what it captured is still there
+        CHECK_FALSE(fixture.agent.reply(server, 200));
+      });
+  for (const char* number : {"1", "2", "3"}) {
+    Incoming incoming;
+    incoming.branch += number;
+    incoming.call_id += number;
+    fixture.receive(incoming.text());
+  }
+  CHECK(calls == "first second ");
+  CHECK(parsed(fixture.last()).status_code() == 405);
+}
+
+TEST_CASE("a handler keeps what it changes in itself from message to message") {
+  Fixture fixture;
+  std::vector<int> counts;
+  fixture.agent.on_message(
+      [&counts, count = 0](const MessageView&, const Flow&, ServerTransaction) mutable {
+        counts.push_back(++count);
+      });
+  for (const char* number : {"1", "2", "3"}) {
+    Incoming incoming;
+    incoming.branch += number;
+    incoming.call_id += number;
+    fixture.receive(incoming.text());
+  }
+  CHECK(counts == std::vector<int>{1, 2, 3});
+}
+
+TEST_CASE("a handler may send") {
+  Told told;
+  Fixture fixture;
+  fixture.agent.on_message(
+      [&](const MessageView& message, const Flow& from, ServerTransaction server) {
+        CHECK_FALSE(fixture.agent.reply(server, 200));
+        Outgoing echo;
+        echo.to = "sip:bob@192.0.2.7";
+        echo.body = message.body();
+        echo.next_hop = from;
+        CHECK_FALSE(fixture.agent.send(echo, 0, told.note()));
+        CHECK(message.body() == "Hello");
+      });
+  fixture.receive(Incoming().text());
+  REQUIRE(fixture.wire.sent.size() == 2);
+  CHECK(parsed(fixture.last()).body() == "Hello");
+}
+
+TEST_CASE("what is not for a handler is answered as RFC 3261 8.2 has it") {
+  const struct {
+    std::string what;
+    bool with_handler;
+    void (*change)(Incoming&);
+    int code;  ///< 0: handed over; -1: no answer
+    const char* header;
+    const char* value;
+  } rows[] = {
+      {"a message", true, [](Incoming&) {}, 0, nullptr, nullptr},
+      {"a message nobody wants", false, [](Incoming&) {}, 405, "Allow", "OPTIONS"},
+      {"OPTIONS", true, [](Incoming& i) { i.method = "OPTIONS"; }, 200, "Allow",
+       "MESSAGE, OPTIONS"},
+      {"OPTIONS tell what bodies are taken", true, [](Incoming& i) { i.method = "OPTIONS"; }, 200,
+       "Accept", "*/*"},
+      {"OPTIONS without handler", false, [](Incoming& i) { i.method = "OPTIONS"; }, 200, "Allow",
+       "OPTIONS"},
+      {"INVITE", true, [](Incoming& i) { i.method = "INVITE"; }, 501, "Allow", "MESSAGE, OPTIONS"},
+      {"REGISTER", true, [](Incoming& i) { i.method = "REGISTER"; }, 501, "Allow",
+       "MESSAGE, OPTIONS"},
+      {"BYE", true, [](Incoming& i) { i.method = "BYE"; }, 501, nullptr, nullptr},
+      {"PUBLISH", true, [](Incoming& i) { i.method = "PUBLISH"; }, 501, nullptr, nullptr},
+      {"a method nobody knows", true, [](Incoming& i) { i.method = "SING"; }, 501, "Allow",
+       "MESSAGE, OPTIONS"},
+      {"message in lower case", true, [](Incoming& i) { i.method = "message"; }, 501, nullptr,
+       nullptr},
+      {"CANCEL of nothing", true, [](Incoming& i) { i.method = "CANCEL"; }, 481, nullptr, nullptr},
+      {"ACK", true, [](Incoming& i) { i.method = "ACK"; }, -1, nullptr, nullptr},
+      {"a sips URI", true, [](Incoming& i) { i.uri = "sips:alice@192.0.2.1"; }, 416, nullptr,
+       nullptr},
+      {"a tel URI", true, [](Incoming& i) { i.uri = "tel:+15551234"; }, 416, nullptr, nullptr},
+      {"another URI", true, [](Incoming& i) { i.uri = "mailto:a@example.org"; }, 416, nullptr,
+       nullptr},
+      {"a tel URI in To alone", true, [](Incoming& i) { i.to = "<tel:+15551234>"; }, 0, nullptr,
+       nullptr},
+      {"any user", true, [](Incoming& i) { i.uri = "sip:nobody@192.0.2.1"; }, 0, nullptr, nullptr},
+      {"an extension", true, [](Incoming& i) { i.more = "Require: 100rel, sec-agree\r\n"; }, 420,
+       "Unsupported", "100rel, sec-agree"},
+      {"OPTIONS with an extension", true,
+       [](Incoming& i) {
+         i.method = "OPTIONS";
+         i.more = "Require: 100rel\r\n";
+       },
+       420, "Unsupported", "100rel"},
+      {"CANCEL with an extension", true,
+       [](Incoming& i) {
+         i.method = "CANCEL";
+         i.more = "Require: 100rel\r\n";
+       },
+       481, nullptr, nullptr},
+      {"Proxy-Require, which is not for us", true,
+       [](Incoming& i) { i.more = "Proxy-Require: 100rel\r\n"; }, 0, nullptr, nullptr},
+      {"headers nobody knows", true, [](Incoming& i) { i.more = "X-Y: z\r\n"; }, 0, nullptr,
+       nullptr},
+      {"a CSeq that is none", true, [](Incoming& i) { i.cseq = "x"; }, 400, nullptr, nullptr},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.what);
+    Fixture fixture;
+    if (row.with_handler) fixture.keep_requests();
+    Incoming incoming;
+    row.change(incoming);
+    fixture.receive(incoming.text());
+    CHECK(fixture.open.size() == (row.code == 0 ? 1 : 0));
+    if (row.code <= 0) {
+      CHECK(fixture.wire.sent.empty());
+      continue;
+    }
+    MessageView answer;
+    const std::string bytes = fixture.last();
+    REQUIRE_FALSE(answer.parse(bytes));
+    CHECK(answer.status_code() == row.code);
+    if (row.header != nullptr) CHECK(answer.header(std::string_view(row.header)) == row.value);
+    fixture.pass(200000);
+    CHECK(fixture.agent.transactions() == 0);
+  }
+}
+
+TEST_CASE("405 and 501 from a handler say what is allowed") {
+  for (int code : {405, 501}) {
+    Fixture fixture;
+    fixture.keep_requests();
+    fixture.receive(Incoming().text());
+    CHECK_FALSE(fixture.agent.reply(fixture.open[0], code));
+    CHECK(parsed(fixture.last()).header(HeaderId::allow) == "MESSAGE, OPTIONS");
+  }
+}
+
+TEST_CASE("an INVITE is refused, and both CANCEL and ACK find it") {
+  Fixture fixture;
+  Incoming invite;
+  invite.method = "INVITE";
+  fixture.receive(invite.text());
+  CHECK(parsed(fixture.last()).status_code() == 501);
+  const std::string tag(parsed(fixture.last()).to()->tag());
+  Incoming cancel = invite;
+  cancel.method = "CANCEL";
+  fixture.receive(cancel.text(), 10);
+  CHECK(parsed(fixture.last()).status_code() == 200);
+  CHECK(parsed(fixture.last()).to()->tag() == tag);  // RFC 3261 9.2
+  Incoming ack = invite;
+  ack.method = "ACK";
+  ack.to += ";tag=" + tag;
+  const std::size_t before = fixture.wire.sent.size();
+  fixture.receive(ack.text(), 20);
+  fixture.pass(100000);
+  CHECK(fixture.wire.sent.size() == before);
+  CHECK(fixture.agent.transactions() == 0);
+}
+
+TEST_CASE("a request that comes by a second way is handed over once") {
+  Fixture fixture;
+  fixture.agent.on_message([&](const MessageView&, const Flow&, ServerTransaction server) {
+    fixture.open.push_back(server);
+    CHECK_FALSE(fixture.agent.reply(server, 200));
+  });
+  fixture.receive(Incoming().text(), 0);
+  CHECK(parsed(fixture.last()).status_code() == 200);
+
+  SUBCASE("from another proxy, and over TCP, 482 is the answer") {
+    Incoming again;
+    again.branch = "z9hG4bKtwo";
+    fixture.receive(again.text(), 100, flow_from("192.0.2.8:5060"));
+    CHECK(parsed(fixture.last()).status_code() == 482);
+    again.branch = "z9hG4bKthree";
+    fixture.receive(again.text(), 200, flow_from("192.0.2.7:5060", Transport::tcp));
+    CHECK(parsed(fixture.last()).status_code() == 482);
+    CHECK(fixture.open.size() == 1);
+    fixture.receive(Incoming().text(), 300);  // the first way keeps its answer
+    CHECK(parsed(fixture.last()).status_code() == 200);
+  }
+  SUBCASE("until nobody repeats it any more") {
+    fixture.pass(100000);
+    CHECK_FALSE(fixture.agent.next_deadline());
+    Incoming again;
+    again.branch = "z9hG4bKtwo";
+    fixture.receive(again.text(), 100000);
+    CHECK(fixture.open.size() == 2);
+  }
+  SUBCASE("and what differs is another message") {
+    void (*changes[])(Incoming&) = {
+        [](Incoming& i) { i.call_id = "two@example.org"; },
+        [](Incoming& i) { i.cseq = "2"; },
+        [](Incoming& i) { i.from = "<sip:bob@example.org>;tag=another"; },
+        [](Incoming& i) { i.from = "<sip:carol@example.org>;tag=bobs-tag"; },
+        [](Incoming& i) { i.body = "Hallo"; },
+        [](Incoming& i) { i.to += ";tag=of-a-call"; },
+    };
+    std::size_t expected = 1;
+    for (auto change : changes) {
+      Incoming again;
+      again.branch = "z9hG4bKdiffers" + std::to_string(expected);
+      change(again);
+      fixture.receive(again.text(), 100);
+      CHECK(fixture.open.size() == ++expected);
+    }
+  }
+}
+
+TEST_CASE("an answer that the socket refuses is kept for the retransmission") {
+  Fixture fixture;
+  fixture.keep_requests();
+  fixture.receive(Incoming().text());
+  fixture.wire.broken = ErrorCode::network;
+  CHECK(fixture.agent.reply(fixture.open[0], 200).code == ErrorCode::network);
+  fixture.wire.broken = {};
+  CHECK(fixture.agent.reply(fixture.open[0], 200).code == ErrorCode::gone);
+  fixture.receive(Incoming().text(), 500);
+  CHECK(parsed(fixture.last()).status_code() == 200);
+  CHECK(fixture.open.size() == 1);
+}
