@@ -47,7 +47,7 @@ Relays chat messages between the softphones that register here.
   --trace                  show every SIP message on standard error
 
 Without -c any user may register with any password, from this machine only. SIGHUP reads the
-configuration anew; SIGINT and SIGTERM end the server.
+configuration anew, or ends the server where there is none; SIGINT and SIGTERM end it.
 )";
 
 constexpr char check_usage[] =
@@ -213,8 +213,8 @@ class Serving {
                    std::string(transport_parameter(listener.transport)).c_str(),
                    to_text(listener.address).c_str());
     }
-    std::fputs("ready\n", stderr);
     for (std::size_t i = 0; i < signals_.size(); ++i) watch(signals_[i], signal_numbers[i]);
+    std::fputs("ready\n", stderr);
     uv_run(uv_default_loop(), UV_RUN_DEFAULT);
     return exit_done;
   }
@@ -229,7 +229,9 @@ class Serving {
         &handle,
         [](uv_signal_t* signal, int caught) {
           auto* serving = static_cast<Serving*>(signal->data);
-          caught == SIGHUP ? serving->reload() : serving->end();
+          // Without a configuration there is nothing to read anew: the terminal was closed.
+          const bool reloads = caught == SIGHUP && !serving->arguments_.directory.empty();
+          reloads ? serving->reload() : serving->end();
         },
         number);
   }

@@ -132,8 +132,8 @@ TEST_CASE("alarm and loop may be destroyed inside an alarm, in any order") {
     CAPTURE(loop_first);
     test::EventLoop events;
     auto loop = std::make_unique<Loop>(events.uv());
-    auto dying = std::make_unique<TestAlarm>(*loop);
     TestAlarm other(*loop);
+    auto dying = std::make_unique<TestAlarm>(*loop);
     other.arm(loop->fresh_now_ms());
     dying->arm(loop->now_ms());
     bool done = false;
@@ -145,6 +145,7 @@ TEST_CASE("alarm and loop may be destroyed inside an alarm, in any order") {
     };
     CHECK(events.run_dry());
     CHECK(done);
+    CHECK(other.calls == 0);
     other.arm(0);  // nothing happens any more
   }
 }

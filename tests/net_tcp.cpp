@@ -311,6 +311,26 @@ TEST_CASE("a message that drips in is not waited for longer than one that stops"
   }
 }
 
+TEST_CASE("what we send does not keep a connection that owes us the rest of a message") {
+  TcpOptions options;
+  options.message_timeout_ms = 80;
+  Server server(options);
+  test::RawSocket peer = server.connect();
+  peer.send(test::request("one") + "MESSAGE");
+  CHECK(server.run_until([&] { return server.collector.messages.size() == 1; }));
+  uv_timer_t ticker;
+  uv_timer_init(server.events.uv(), &ticker);
+  uv_timer_start(
+      &ticker, [](uv_timer_t*) {}, 10, 10);
+  CHECK(server.run_until([&] {
+    (void)server.tcp->send(server.collector.connections[0], Slices("news"));
+    return !server.collector.closed.empty();
+  }));
+  CHECK(server.collector.closed[0].why.code == ErrorCode::timeout);
+  uv_close(reinterpret_cast<uv_handle_t*>(&ticker), nullptr);
+  server.events.turn();
+}
+
 TEST_CASE("a connection is made when something is to be sent, and used for all that follows") {
   Server server;
   Collector client_collector;
@@ -491,6 +511,34 @@ TEST_CASE(
   CHECK(server.tcp->is_open(third_number));
 }
 
+TEST_CASE("all connections together may not make more wait than their common limit") {
+  test::RawListener first(0),
+      second(0);  // each with a full queue: connections to them stay opening
+  test::RawSocket first_waiting(SOCK_STREAM, first.port());
+  test::RawSocket second_waiting(SOCK_STREAM, second.port());
+  test::EventLoop events;
+  Loop loop(events.uv());
+  Collector collector;
+  TcpOptions options;
+  options.max_queued = 100000;
+  options.max_queued_in_all = 150000;
+  TcpConnections tcp(loop, collector, options, key);
+  const auto one = tcp.connect(loopback(first.port()));
+  const auto two = tcp.connect(loopback(second.port()));
+  REQUIRE((one.ok() && two.ok()));
+  const std::string piece(10000, '.');
+  int taken[2] = {0, 0};
+  while (!tcp.send(*one, Slices(piece))) ++taken[0];
+  while (!tcp.send(*two, Slices(piece))) ++taken[1];
+  CHECK(taken[0] == 10);
+  CHECK(taken[1] == 5);
+  tcp.close_connection(*one);
+  CHECK(events.run_until([&] { return !collector.closed.empty(); }));
+  while (!tcp.send(*two, Slices(piece))) ++taken[1];
+  CHECK(taken[1] == 10);
+  loop.close();
+}
+
 TEST_CASE("more connections than the limits allow are closed at once, and others live on") {
   for (const bool per_address : {false, true}) {
     CAPTURE(per_address);
@@ -574,33 +622,52 @@ TEST_CASE("numbers of connections that are gone find nothing, and are not given 
 }
 
 TEST_CASE("a peer that breaks the connection off ends it, and writing to it does not end us") {
-  Server server;
-  test::RawSocket peer = server.connect();
-  peer.send(test::request("x"));
-  CHECK(server.run_until([&] { return !server.collector.messages.empty(); }));
-  const std::uint32_t number = server.collector.connections[0];
-  peer.reset();
-  Error error;
-  for (int i = 0; i < 100 && !error; ++i) error = server.tcp->send(number, Slices("x"));
-  CHECK(error);
-  CHECK(server.collector.closed.empty());  // never inside our call
-  CHECK(server.run_until([&] { return !server.collector.closed.empty(); }));
-  CHECK(server.collector.closed[0].why.code == ErrorCode::network);
+  for (const bool reset : {true, false}) {
+    CAPTURE(reset);
+    Server server;
+    test::RawSocket peer = server.connect();
+    peer.send(test::request("x"));
+    CHECK(server.run_until([&] { return !server.collector.messages.empty(); }));
+    const std::uint32_t number = server.collector.connections[0];
+    if (reset) {
+      peer.reset();
+    } else {
+      peer.close();  // the second write finds the pipe broken
+    }
+    Error error;
+    for (int i = 0; i < 100 && !error; ++i) error = server.tcp->send(number, Slices("x"));
+    CHECK(error.code == ErrorCode::network);
+    CHECK(error.place == (reset ? UV_ECONNRESET : UV_EPIPE));
+    CHECK(server.tcp->send(number, Slices("x")).code == ErrorCode::gone);
+    CHECK(server.collector.closed.empty());  // never inside our call
+    CHECK(server.run_until([&] { return !server.collector.closed.empty(); }));
+    CHECK(server.collector.closed[0].why.code == ErrorCode::network);
+  }
 }
 
 TEST_CASE("a peer that has said all it has to say still gets what waits for it") {
-  Server server;
+  TcpOptions options;
+  options.max_queued = options.max_queued_in_all = std::size_t{64} << 20;
+  options.drain_timeout_ms = 60000;  // not what ends it
+  Server server(options);
   test::RawSocket peer = server.connect();
   std::string expected;
   server.collector.on_message = [&](std::uint32_t connection) {
-    const std::string piece(50000, 'y');
-    while (!server.tcp->send(connection, Slices(piece))) expected += piece;
+    // More than the system takes at once, less than may wait.
+    const std::string piece(60000, 'y');
+    while (expected.size() < 20000000) {
+      CHECK_FALSE(server.tcp->send(connection, Slices(piece)));
+      expected += piece;
+    }
   };
   peer.send(test::request("x"));
   peer.finish_writing();
+  CHECK(server.run_until([&] { return !expected.empty(); }));
+  server.events.turn();
   CHECK(server.run_until([&] { return peer.read_on(); }));
-  CHECK(peer.received == expected);
+  CHECK((peer.received == expected));
   CHECK(server.run_until([&] { return !server.collector.closed.empty(); }));
+  CHECK(server.collector.closed[0].why.code == ErrorCode::closed);
 }
 
 TEST_CASE("one connection may be closed, inside its own message too, after what was sent on it") {

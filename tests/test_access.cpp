@@ -202,6 +202,8 @@ TEST_CASE("a right password with a nonce that is too old or used up is stale") {
   const std::string old_and_wrong = gate.credentials("bob", "wrong");
   gate.now_ms += 300000;
   CHECK(gate.identify(authorization(old)).kind == Identity::Kind::stale);
+  CHECK(gate.identify(authorization(old) + authorization(old_and_wrong)).kind ==
+        Identity::Kind::stale);
   CHECK(gate.identify(authorization(old_and_wrong)).kind == Identity::Kind::anonymous);
 }
 

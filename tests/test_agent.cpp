@@ -1058,6 +1058,14 @@ TEST_CASE("a request that comes by a second way is handed over once") {
     fixture.receive(Incoming().text(), 300);  // the first way keeps its answer
     CHECK(parsed(fixture.last()).status_code() == 200);
   }
+  SUBCASE("by a proxy that had forgotten it, too") {
+    fixture.pass(2 * timer_f_ms);
+    Incoming again;
+    again.branch = "z9hG4bKtwo";
+    fixture.receive(again.text(), 2 * timer_f_ms);
+    CHECK(parsed(fixture.last()).status_code() == 482);
+    CHECK(fixture.open.size() == 1);
+  }
   SUBCASE("until nobody repeats it any more") {
     fixture.pass(100000);
     CHECK_FALSE(fixture.agent.next_deadline());

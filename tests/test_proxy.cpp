@@ -712,7 +712,9 @@ TEST_CASE("what a registrar refuses, and what it adds for phones behind a NAT") 
     Network network;
     const Packet packet = network.ask(registration("bob", row.contact).text(), udp(row.source));
     CHECK(packet.status() == row.status);
-    for (const auto& [name, value] : row.headers) {
+    for (const auto& header : row.headers) {
+      const std::string& name = header.first;
+      const std::string& value = header.second;
       CAPTURE(name);
       CHECK(header_of(packet.text, name).substr(0, value.size()) == value);
       if (value.empty()) CHECK(headers_of(packet.text, name).empty());
@@ -1256,11 +1258,11 @@ TEST_CASE("the torture messages of RFC 4475 get what a message server owes them"
 }
 
 TEST_CASE("what the torture messages of RFC 4475 leave behind") {
-  const auto after = [](const std::string& file) {
-    auto network = std::make_unique<Network>(sipmsg::open_settings());
-    network->receive(test::read_data("rfc4475/" + file), alice);
-    network->take();
-    return network;
+  struct After : Network {
+    explicit After(const std::string& file) : Network(sipmsg::open_settings()) {
+      receive(test::read_data("rfc4475/" + file), alice);
+      take();
+    }
   };
   const auto contacts = [](const Network& network, const std::string& user) {
     std::vector<std::string> found;
@@ -1271,17 +1273,17 @@ TEST_CASE("what the torture messages of RFC 4475 leave behind") {
     return found;
   };
   using List = std::vector<std::string>;
-  CHECK(contacts(*after("escnull.dat"), std::string("null-\0-null", 11)) ==
+  CHECK(contacts(After("escnull.dat"), std::string("null-\0-null", 11)) ==
         List{"sip:%00%00@host5.example.com", "sip:%00@host5.example.com"});
-  CHECK(contacts(*after("cparam01.dat"), "watson") == List{"sip:+19725552222@gw1.example.net"});
-  CHECK(contacts(*after("cparam02.dat"), "watson") ==
+  CHECK(contacts(After("cparam01.dat"), "watson") == List{"sip:+19725552222@gw1.example.net"});
+  CHECK(contacts(After("cparam02.dat"), "watson") ==
         List{"sip:+19725552222@gw1.example.net;unknownparam"});
-  CHECK(contacts(*after("unksm2.dat"), "2983792873").empty());
+  CHECK(contacts(After("unksm2.dat"), "2983792873").empty());
 
   // A Route that was smuggled in by a contact is not obeyed.
-  auto smuggled = after("regescrt.dat");
+  After smuggled("regescrt.dat");
   Request to_user = to_uri("sip:user@example.com");
-  const Packet packet = smuggled->ask(to_user.text(), alice);
+  const Packet packet = smuggled.ask(to_user.text(), alice);
   CHECK(start_line(packet.text) == "MESSAGE sip:user@example.com SIP/2.0");
   CHECK(headers_of(packet.text, "Route").empty());
   CHECK(packet.flow == alice);

@@ -5,8 +5,9 @@
 // What is promised, and what these tests hold the stack to:
 // - Every send ends in exactly one callback: the final answer, or one error.
 // - A message whose sender is told 2xx was handed to each reachable phone of its recipient.
-// - No phone hands a message to its application twice. That is so because a server transaction
-//   absorbs what comes again for 64*T1 (32 s), as long as a sender repeats it.
+// - No phone hands a message to its application twice: a server transaction absorbs what comes
+//   again for 64*T1 (32 s), and an Agent knows a MESSAGE again for more than twice as long, should
+//   the proxy have forgotten it and relay it once more.
 // - When all is quiet, every table is empty again.
 // What nobody can promise, so that it is not asked for:
 // - That a sender who was told an error was not heard. Each lost answer leaves him in doubt, which
@@ -612,6 +613,8 @@ TEST_CASE("a message reaches every phone of its recipient once, and its sender h
     }
     world.end();
     check_all_delivered(world.post, 4);
+    CHECK(world.proxy.counters().relayed == 100);
+    CHECK(world.proxy.counters().delivered == 100);
   }
 }
 
@@ -837,19 +840,20 @@ TEST_CASE("a handler that takes too long makes 504, and its verdict comes to not
 
 // ---- limits -------------------------------------------------------------------------------------
 
-TEST_CASE(
-    "of a burst beyond the limits everything is delivered or refused with 503, never neither") {
+TEST_CASE("a burst beyond the limits is delivered or refused with 503, all of it") {
   const struct {
     std::string what;
     unsigned loss_percent;
     std::uint32_t max_transactions;
     std::uint32_t max_pending;
     bool slow_handler;
+    int phones_of_recipient;
   } rows[] = {
-      {"transactions", 0, 100, 1000, false},
-      {"transactions, with loss", 10, 100, 1000, false},
-      {"messages that wait for handlers", 0, 100000, 50, true},
-      {"messages that wait for handlers, with loss", 10, 100000, 50, true},
+      {"transactions", 0, 100, 1000, false, 1},
+      {"transactions, with loss", 10, 100, 1000, false, 1},
+      {"transactions to several phones", 0, 100, 1000, false, 4},
+      {"messages that wait for handlers", 0, 100000, 50, true, 1},
+      {"messages that wait for handlers, with loss", 10, 100000, 50, true, 1},
   };
   for (const auto& row : rows) {
     const std::uint64_t seed = seed_of(6000);
@@ -862,7 +866,7 @@ TEST_CASE(
     std::unique_ptr<SlowHandler> handler;
     if (row.slow_handler) handler = std::make_unique<SlowHandler>(world, 2000);
     Phone& alice = world.add_phone("alice");
-    world.add_phone("bob");
+    for (int i = 0; i < row.phones_of_recipient; ++i) world.add_phone("bob");
     world.enroll_all();
     for (std::uint64_t i = 0; i < 500; ++i) {
       world.network.after(2 * i, [&] { alice.write_to("bob"); });
@@ -872,12 +876,12 @@ TEST_CASE(
     std::size_t refused = 0;
     for (const Letter& letter : world.post.letters()) {
       CHECK((letter.code == 200 || letter.code == 503));
-      CHECK(letter.arrived() == (letter.code == 200 ? 1 : 0));
+      CHECK((letter.arrived() > 0) == (letter.code == 200));
       CHECK(letter.has_retry_after == (letter.code == 503));
       refused += letter.code == 503;
     }
     CHECK(refused > 100);
-    CHECK(world.post.count_ok() >= 50);
+    CHECK(world.post.count_ok() >= 25);
   }
 }
 

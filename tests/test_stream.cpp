@@ -235,6 +235,7 @@ TEST_CASE("a head that never ends is given up at the limit, and what it said is 
   const std::string line(70000, 'a');
   CHECK(log_of(line, 65535) == "error too_large at 65535, Call-ID \n");
   CHECK(log_of(line, 1) == "error too_large at 65535, Call-ID \n");
+  CHECK(log_of(hello, 1, 0) == "error too_large at 1, Call-ID \n");
 }
 
 TEST_CASE("the largest message of all passes") {
@@ -300,8 +301,8 @@ TEST_CASE("a quiet connection holds no memory, and a large message leaves none b
   CHECK(log == whole(large));
   CHECK(largest >= large.size());
   CHECK(framer.pending() == 30);
-  const StreamFramer::Room room = framer.writable();
   CHECK(framer.capacity() == StreamBuffers::block_size);  // the rest has moved to a small one
+  const StreamFramer::Room room = framer.writable();
   hello.copy(room.data, hello.size() - 30, 30);
   framer.commit(hello.size() - 30);
   CHECK(framer.next() == StreamEvent::message);
@@ -309,6 +310,23 @@ TEST_CASE("a quiet connection holds no memory, and a large message leaves none b
   CHECK(framer.next() == StreamEvent::need_more);
   CHECK(framer.capacity() == 0);
   CHECK(buffers.spare() == 1);
+}
+
+TEST_CASE("a large buffer is not kept for the next connection") {
+  StreamBuffers buffers;
+  const std::string large = open_head + "l: 30000\r\n\r\n" + std::string(30000, 'z');
+  StreamFramer framer(buffers);
+  std::size_t fed = 0;
+  while (fed < large.size()) {
+    const StreamFramer::Room room = framer.writable();
+    const std::size_t n = large.copy(room.data, room.size, fed);
+    framer.commit(n);
+    fed += n;
+    CHECK((framer.next() == StreamEvent::message) == (fed == large.size()));
+  }
+  CHECK(framer.next() == StreamEvent::need_more);
+  CHECK(framer.capacity() == 0);
+  CHECK(buffers.spare() == 0);
 }
 
 TEST_CASE("in steady state reading from connections allocates nothing") {

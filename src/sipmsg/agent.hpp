@@ -155,6 +155,7 @@ class Agent final : public TransactionUser {
   };
   static constexpr std::size_t token_size = 13;  // 64 bits of chance (RFC 3261 19.3)
   static constexpr std::size_t datagram_limit = 1300;
+  static constexpr std::size_t scratch_size = max_message_size;
   static constexpr std::string_view anonymous = "Anonymous <sip:anonymous@anonymous.invalid>";
 
   Agent(AgentOptions options, Sink& sink, Random keys)
@@ -163,8 +164,8 @@ class Agent final : public TransactionUser {
         random_(detail::next_key(keys)),
         tag_key_(detail::next_key(keys)),
         seen_key_(detail::next_key(keys)),
-        seen_ends_(timers_.queue(std::uint64_t{64} * options_.transactions.t1_ms +
-                                 options_.transactions.t4_ms)),
+        seen_ends_(timers_.queue(
+            2 * (std::uint64_t{64} * options_.transactions.t1_ms + options_.transactions.t4_ms))),
         layer_(options_.transactions, sink, *this, detail::next_key(keys)) {}
 
   // What we send.
@@ -204,7 +205,7 @@ class Agent final : public TransactionUser {
   TimerQueue& seen_ends_;
   Slab<Seen> seen_;
   HashIndex seen_index_;
-  std::vector<char> scratch_ = std::vector<char>(max_message_size);
+  std::unique_ptr<char[]> scratch_{new char[scratch_size]};  ///< untouched until it is needed
   std::uint32_t cseq_ = 0;
   std::uint64_t now_ms_ = 0;
   TransactionLayer layer_;  ///< the last, so that it goes first
@@ -344,7 +345,7 @@ inline Error Agent::send(const Outgoing& outgoing, std::uint64_t now_ms, SentHan
   while (true) {
     const auto sent_by = sink_.sent_by(flow);
     if (!sent_by) return sent_by.error();
-    out = Output(scratch_.data(), scratch_.size());
+    out = Output(scratch_.get(), scratch_size);
     write(out, outgoing, *draft, *sent_by, branch);
     if (out.error().code == ErrorCode::no_room) return ErrorCode::too_large;
     if (out.error()) return out.error();
@@ -430,7 +431,9 @@ inline void Agent::serve(ServerTransaction server, const MessageView& request, c
   if (request.request_uri()->scheme != UriScheme::sip) {
     return static_cast<void>(answer(server, 416, {}, no_headers));
   }
-  if (is_merged(request)) return static_cast<void>(answer(server, 482, {}, no_headers));
+  if (request.method() == Method::message && is_merged(request)) {
+    return static_cast<void>(answer(server, 482, {}, no_headers));
+  }
   if (request.has(HeaderId::require)) {  // 8.2.2.3: there is no extension that we know
     return static_cast<void>(answer(server, 420, {}, [&](Output& out) {
       std::string_view separator;
@@ -456,8 +459,12 @@ inline void Agent::serve(ServerTransaction server, const MessageView& request, c
 /// RFC 3261 8.2.2.2: whether the request came before by another way, as one does that a proxy sends
 /// to two bindings which both lead here, and one whose sender tries another transport.
 ///
-/// Beyond From tag, Call-ID and CSeq, From and body must be equal, too: there are phones that
-/// make the same three when switched on in the same second.
+/// It is remembered for so long because a copy may be 64*T1 and T4 late at the proxy, which has
+/// forgotten it by then and takes as long again to bring it here.
+///
+/// Beyond From tag, Call-ID and CSeq, all of From and the body must be equal, too: there are phones
+/// that make the same three when switched on in the same second. Asked of a MESSAGE alone, for to
+/// answer OPTIONS twice does no harm.
 inline bool Agent::is_merged(const MessageView& request) {
   if (!request.to()->tag().empty()) return false;
   SipHash hasher(seen_key_);
@@ -490,7 +497,7 @@ template <class AddHeaders>
 Error Agent::answer(ServerTransaction server, int code, std::string_view phrase,
                     AddHeaders add_headers) {
   if (code < 200 || code > 699) return ErrorCode::bad_argument;
-  Output out(scratch_.data(), scratch_.size());
+  Output out(scratch_.get(), scratch_size);
   layer_.begin_response(server, code, phrase, out);
   if (code == 405 || code == 501) write_allow(out);
   add_headers(out);

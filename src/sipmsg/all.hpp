@@ -14,6 +14,7 @@
 #include "message.hpp"      // one message: parsed in one pass over borrowed bytes, or owned
 #include "stream.hpp"       // where a message begins and ends on TCP; keep-alive
 #include "writer.hpp"       // new requests and responses; forwarding as a list of edits
+#include "content.hpp"      // what a body says: text, CPIM, is-composing, delivery notices
 #include "hash.hpp"         // MD5, SHA-256, SHA-512-256
 #include "digest.hpp"       // who sent it: challenges, credentials, nonces
 #include "ini.hpp"          // Yate's configuration grammar, every value with file and line

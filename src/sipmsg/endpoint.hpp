@@ -91,7 +91,7 @@ class Reply {
   bool send(int code, std::string_view phrase = {}) const {
     const auto core = core_.lock();
     if (!core || core->is_closed()) return false;
-    const Error error = core->agent().reply(server_, code, phrase);
+    const Error error = core->agent().reply(server_, code, phrase, core->loop().fresh_now_ms());
     core->rearm();
     return !error;
   }
@@ -156,7 +156,8 @@ class Endpoint {
     return core_->loop().post(std::move(function));
   }
 
-  /// Closes all sockets. Sends that wait are told `closed`, from inside this call.
+  /// Closes all sockets. Sends that wait are told `closed`, from inside this call; so does the
+  /// destructor, hence what their callbacks capture must live longer than the Endpoint.
   void close() { core_->close(); }
 
  private:

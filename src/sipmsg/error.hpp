@@ -61,6 +61,10 @@
   /* writing */                                                                                   \
   X(forbidden_octet,          "CR, LF, NUL or a misplaced blank cannot be written")               \
   X(no_room,                  "the output does not fit in the buffer")                            \
+  /* content */                                                                                   \
+  X(bad_cpim,                 "a message/cpim body is malformed")                                 \
+  X(bad_multipart,            "a multipart body is malformed")                                    \
+  X(bad_xml,                  "an XML document is malformed, or larger than the limit")           \
   /* running */                                                                                   \
   X(bad_argument,             "an argument is out of its range")                                  \
   X(bad_address,              "the address is not a numeric IP address with port")                \

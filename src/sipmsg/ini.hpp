@@ -286,7 +286,6 @@ namespace detail {
 class IniLines {
  public:
   explicit IniLines(std::string_view text) : rest_(text) {
-    constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
     if (rest_.substr(0, 3) == byte_order_mark) rest_.remove_prefix(3);
   }
 

@@ -143,10 +143,10 @@ class MessageView {
 
   /// The same message at another address: for an owner whose copy of the bytes lies elsewhere.
   void rebase(const char* bytes) { base_ = bytes; }
-  /// The same message once more of its body has come: `bytes` begins as what was parsed did.
+  /// The same message once more of its body has come: `bytes` begins with all that was parsed.
   void extend(std::string_view bytes) {
     const std::size_t whole = size();
-    const std::size_t here = std::max(std::min(bytes.size(), whole), body_offset());
+    const std::size_t here = std::min(bytes.size(), whole);
     base_ = bytes.data();
     body_size_ = static_cast<std::uint16_t>(here - body_offset());
     missing_ = static_cast<std::uint16_t>(whole - here);

@@ -102,7 +102,7 @@ class OffloadCore : public std::enable_shared_from_this<OffloadCore> {
   void append(std::uint32_t lane);
   void start_some();
   void start(OffloadJob& job);
-  void finish(OffloadJob& job, int status);
+  void finish(OffloadJob& job);
 
   std::shared_ptr<LoopCore> loop_;
   OffloadOptions options_;
@@ -163,17 +163,17 @@ inline void OffloadCore::start(OffloadJob& job) {
   uv_queue_work(
       loop_->loop(), &job.request,
       [](uv_work_t* request) { static_cast<OffloadJob*>(request->data)->work(); },
-      [](uv_work_t* request, int status) {
+      [](uv_work_t* request, int) {
         auto& done = *static_cast<OffloadJob*>(request->data);
         const std::shared_ptr<OffloadCore> core = std::move(done.core);
-        core->finish(done, status);
+        core->finish(done);
       });
 }
 
-/// A job has come back from the pool.
-inline void OffloadCore::finish(OffloadJob& job, int status) {
+/// A job has come back from the pool: done, or, where `close` could take it back, reported before.
+inline void OffloadCore::finish(OffloadJob& job) {
   const std::unique_ptr<OffloadJob> owned(&job);
-  if (job.has_reported) return;  // when this was closed
+  if (job.has_reported) return;
   --running_;
   --jobs_;
   // The lane goes on first, for the report may do anything. The next job cannot overtake this one:
@@ -188,7 +188,7 @@ inline void OffloadCore::finish(OffloadJob& job, int status) {
     lanes_.destroy(lanes_.handle_of(index));
   }
   start_some();
-  job.report(status < 0 ? Error(ErrorCode::cancelled) : Error());
+  job.report({});
 }
 
 inline void OffloadCore::close() {

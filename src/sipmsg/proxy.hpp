@@ -177,7 +177,8 @@ class Proxy : public TransactionUser {
   }
 
   // TransactionUser
-  void on_request(ServerTransaction server, const MessageView& request, const Flow& from) override;
+  inline void on_request(ServerTransaction server, const MessageView& request,
+                         const Flow& from) override;
   void on_response(ClientTransaction client, const MessageView& response, const Flow&) override {
     relays_.on_response(client, response);
   }

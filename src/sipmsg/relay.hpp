@@ -242,7 +242,7 @@ class RelaySet {
                   std::uint32_t breadth);
   Slices edit(const RelayRequest& request, const RelayTarget& target, std::uint32_t breadth,
               Edits& edits, Output& text) const;
-  void log_large_datagram(std::size_t size, const SocketAddress& remote);
+  void log_large_datagram();
   void pass_on(Relay& relay, int code, const MessageView& response);
   void keep_if_best(Relay& relay, int code, const MessageView& response);
   void add_challenges(Relay& relay, const MessageView& response);
@@ -262,6 +262,8 @@ class RelaySet {
   BlockPool blocks_;
   Slab<Relay> relays_;
   std::unique_ptr<char[]> scratch_;
+  std::size_t large_size_ = 0;  ///< of a datagram that no log line has told of yet
+  SocketAddress large_remote_;
   LogLimit large_log_{10};
   LogLimit breadth_log_{10};
   std::uint64_t now_ms_ = 0;
@@ -346,6 +348,7 @@ inline void RelaySet::start(const RelayRequest& request, const RelayTarget* targ
   relay.timer.owner = handle.index;
   timers_.queue(detail::patience_ms(request.received_ms, now_ms_, t1_ms_))
       .start(relay.timer, now_ms_);
+  log_large_datagram();
 }
 
 /// RFC 3261 18.1.1: a request over 1300 octets goes by TCP where the target can be reached so, and
@@ -384,20 +387,24 @@ inline Error RelaySet::send_over(Flow flow, const RelayRequest& request, Handle 
   const std::size_t size = message.size();
   if (flow.transport == Transport::udp && size > path_mtu) {
     if (size > max_datagram) return ErrorCode::too_large;
-    log_large_datagram(size, flow.remote);
+    large_size_ = size;
+    large_remote_ = flow.remote;
   }
   return layer_
       .send(flow, branch, request.message->method_text(), message, pack_handle(relay), now_ms_)
       .error();
 }
 
-inline void RelaySet::log_large_datagram(std::size_t size, const SocketAddress& remote) {
-  if (!large_log_.admits(now_ms_)) return;
+/// Last of all, for whoever reads the log may call us again.
+inline void RelaySet::log_large_datagram() {
+  if (large_size_ == 0) return;
   std::array<char, 160> buffer;
   Output line(buffer.data(), buffer.size());
-  line.raw("a request of ").number(size).raw(" octets goes by UDP to ").ip(remote.ip);
-  line.raw(" port ").number(remote.port).raw(", which has no TCP connection");
-  log_.log(Severity::info, line.written());
+  line.raw("a request of ").number(large_size_).raw(" octets goes by UDP to ");
+  line.ip(large_remote_.ip).raw(" port ").number(large_remote_.port);
+  line.raw(", which has no TCP connection");
+  large_size_ = 0;
+  if (large_log_.admits(now_ms_)) log_.log(Severity::info, line.written());
 }
 
 /// RFC 3261 16.6, as edits of what was received. `text` holds our own Via line, and takes what else

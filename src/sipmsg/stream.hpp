@@ -85,7 +85,8 @@ class StreamFramer {
  public:
   /// Messages of more than `max_message_octets` (at most sipmsg::max_message_size) are an error.
   explicit StreamFramer(StreamBuffers& buffers, std::size_t max_message_octets = max_message_size)
-      : buffers_(&buffers), limit_(std::min(max_message_octets, max_message_size)) {}
+      : buffers_(&buffers),
+        limit_(std::clamp<std::size_t>(max_message_octets, 1, max_message_size)) {}
   ~StreamFramer() { buffers_->give_back(std::move(block_)); }
   StreamFramer(const StreamFramer&) = delete;
   StreamFramer& operator=(const StreamFramer&) = delete;
@@ -121,10 +122,14 @@ class StreamFramer {
       begin_ = end_ = 0;
       return StreamEvent::need_more;
     }
-    if (message_size_ == 0 && !read_head()) {
-      return failed_ ? StreamEvent::error : StreamEvent::need_more;
+    const bool head_is_read = message_size_ != 0 || read_head();
+    if (failed_) return StreamEvent::error;
+    if (!head_is_read || pending() < message_size_) {
+      // A large buffer does not outlive its message.
+      const bool large = block_->capacity > StreamBuffers::block_size;
+      if (large && pending() < StreamBuffers::block_size) move_to(StreamBuffers::block_size);
+      return StreamEvent::need_more;
     }
-    if (pending() < message_size_) return StreamEvent::need_more;
     block_->view.extend(available());
     after_blank_ = false;
     delivered_ = true;
@@ -205,27 +210,24 @@ class StreamFramer {
     }
   }
 
-  /// Sees to it that something can be read behind `end_`, and that a large buffer does not outlive
-  /// its message.
+  /// Sees to it that something can be read behind `end_`.
   void make_room() {
-    const std::size_t octets = pending();
-    const bool full = octets == block_->capacity && octets < limit_;
-    const bool oversized =
-        block_->capacity > StreamBuffers::block_size && octets < StreamBuffers::block_size;
-    if (full || oversized) {
-      // Doubling as the octets come: whoever announces much and sends little is given little.
-      const std::size_t capacity =
-          full ? std::min(block_->capacity * 2, limit_) : StreamBuffers::block_size;
-      std::unique_ptr<char[]> larger(new char[capacity]);
-      std::memcpy(larger.get(), block_->octets.get() + begin_, octets);
-      block_->octets = std::move(larger);
-      block_->capacity = capacity;
-    } else if (begin_ > 0) {
-      std::memmove(block_->octets.get(), block_->octets.get() + begin_, octets);
+    if (begin_ > 0) {
+      std::memmove(block_->octets.get(), block_->octets.get() + begin_, pending());
+      end_ -= begin_;
+      begin_ = 0;
     }
+    // Doubling as the octets come: whoever announces much and sends little is given little.
+    const bool full = end_ == block_->capacity && end_ < limit_;
+    if (full) move_to(std::min(block_->capacity * 2, limit_));
+  }
+  void move_to(std::size_t capacity) {
+    std::unique_ptr<char[]> octets(new char[capacity]);
+    std::memcpy(octets.get(), block_->octets.get() + begin_, pending());
+    block_->octets = std::move(octets);
+    block_->capacity = capacity;
+    end_ -= begin_;
     begin_ = 0;
-    end_ = octets;
-    block_->view.rebase(block_->octets.get());
   }
 
   StreamBuffers* buffers_;

@@ -539,7 +539,6 @@ inline void TcpCore::close(std::uint32_t flush_ms) {
     const bool has_more = connection.queued > 0 || connection.state == State::draining;
     if (flush_ms == 0 || !has_more) return close(connection, ErrorCode::closed);
     drain(connection, ErrorCode::closed);
-    connection.timer.cancel();
     some_are_left = some_are_left || connection.state == State::draining;
   });
   alarm_ = nullptr;

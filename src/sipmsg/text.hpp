@@ -30,6 +30,9 @@ enum CharClass : std::uint8_t {
   char_delimiter = 128,  ///< what begins or ends a part of a list: " < > , ; &
 };
 
+/// What some editors write before UTF-8; no part of the text.
+inline constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
+
 namespace detail {
 
 constexpr std::array<std::uint8_t, 256> make_char_table() {

@@ -304,7 +304,7 @@ struct Slices {
   explicit Slices(std::string_view whole) { add(whole); }
   void add(std::string_view piece) {
     if (piece.empty()) return;
-    complete = complete && count < capacity;
+    complete = count < capacity;
     if (complete) pieces[count++] = {piece.data(), piece.size()};
   }
   const Piece* begin() const { return pieces.data(); }

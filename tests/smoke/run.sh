@@ -15,6 +15,7 @@ set -u
 [ $# -gt 0 ] || { echo "usage: $0 [--allow-missing] [--algorithms LIST] PROGRAM" >&2; exit 2; }
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit 2
 directory=$(mktemp -d) || exit 2
+export PYTHONUTF8=1
 driver=
 # The driver ends its softphones and the server itself.
 trap 'rm -rf "$directory"' EXIT

@@ -194,15 +194,15 @@ class Server(Running):
         self.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "reloaded\n" in self.fresh(), "the server reloads its configuration")
 
-    def stop(self):
-        """Seconds until it ended, and its exit status."""
+    def stop(self, number):
+        """Seconds until the signal ended it, and its exit status."""
         begin = time.monotonic()
-        self.process.terminate()
+        self.process.send_signal(number)
         try:
             status = self.process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.end()
-            raise Failed(f"the server still runs {TIMEOUT_S} s after SIGTERM") from None
+            raise Failed(f"the server still runs {TIMEOUT_S} s after the signal") from None
         return time.monotonic() - begin, status
 
 
@@ -281,11 +281,12 @@ class Linphonec(Terminal):
         self.user, self.transport, self.log_file = user, transport, home / "log"
         self.log_file.touch()
         server = f"<sip:{HOST}:{port};transport={transport}>"
-        ports = "sip_port=-1\nsip_tcp_port=0" if transport == "udp" else "sip_port=0\nsip_tcp_port=-1"
+        udp_port, tcp_port = (-1, 0) if transport == "udp" else (0, -1)  # -1 any, 0 none
         # It would wait for a network, and a namespace has none.
         (home / "linphonerc").write_text(f"""\
 [sip]
-{ports}
+sip_port={udp_port}
+sip_tcp_port={tcp_port}
 register_only_when_network_is_up=0
 auto_net_state_mon=0
 guess_hostname=0
@@ -344,13 +345,17 @@ realm=Yate
 class Command(Running):
     """Runs to its end within the time; sipsak or sipp."""
 
-    def __init__(self, name, command, directory):
+    def __init__(self, name, command, directory, error_option=None):
+        """With an option for a file of its own errors that is its log, not the standard output."""
         super().__init__(name)
         self.file = directory / f"command-{len(Running.all)}"
-        with open(self.file, "wb") as log:
+        if error_option:
+            command = [*command, error_option, self.file]
+        with open(self.file, "ab") as log:
             self.process = subprocess.Popen(
-                [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, cwd=directory, start_new_session=True,
+                [str(word) for word in command], stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if error_option else log,
+                stderr=log, cwd=directory, start_new_session=True,
                 env={"PATH": os.environ["PATH"], "TERM": "dumb", "LC_ALL": "C.UTF-8"})
 
     def status(self):
@@ -376,8 +381,9 @@ class Smoke:
         self.options = options
         self.directory = options.directory
         self.port = free_port()
-        self.server = None
+        self.server = self.idle_server = None
         self.phones = {}
+        self.texts = 0
         self.counts = {"ok": 0, "FAILED": 0, "skipped": 0}
 
     def check(self, name, needs, function, *arguments):
@@ -423,9 +429,9 @@ class Smoke:
                              self.directory / "server.log")
         self.server.wait_ready()
 
-    def stop_server(self):
+    def stop_server(self, number=signal.SIGTERM):
         server, self.server = self.server, None
-        seconds, status = server.stop()
+        seconds, status = server.stop(number)
         if status != 0 or seconds > 1:
             raise Failed(f"exit status {status} after {seconds:.1f} s; expected 0 within 1 s")
         _, lines = server.trace()
@@ -478,7 +484,7 @@ class Smoke:
             "-i", HOST, "-t", "u1" if transport == "udp" else "t1", "-nostdin",
             "-key", "user", user, "-au", user, "-ap", f"pw{user}",
             "-timeout", f"{TIMEOUT_S - 1}s", "-timeout_error",
-            "-trace_err", "-error_file", "/dev/stdout", *arguments], self.directory)
+            "-trace_err", *arguments], self.directory, error_option="-error_file")
 
     def sipp_registers(self, transport):
         self.sipp("register", 106, transport).expect(0)
@@ -492,6 +498,11 @@ class Smoke:
         if way != expected:
             raise Failed(f"the message took the way {way} instead of {expected}")
 
+    def new_text(self, sender, recipient):
+        """No two are alike, so that none passes for another."""
+        self.texts += 1
+        return f"Grüße von {sender} an {recipient}, Nr. {self.texts}: žluťoučký kůň 👋🏽"
+
     def registered(self, user):
         """No need to wait for what cannot happen."""
         phone = self.phones[user]
@@ -503,7 +514,7 @@ class Smoke:
         """Each writes to the other."""
         one, other = map(self.registered, users)
         for sender, recipient in ((one, other), (other, one)):
-            text = f"Grüße von {sender.user} an {recipient.user}: žluťoučký kůň 👋🏽"
+            text = self.new_text(sender.user, recipient.user)
             sender.send(recipient.user, text)
             self.arrives(text, sender.transport, recipient, sender.user)
             wait_until(sender.shows_success, f"{sender.name} knows that its message arrived")
@@ -519,16 +530,16 @@ class Smoke:
         return ["-f", file, "-s", f"sip:{peer}@{HOST}:{self.port}"]
 
     def sipsak_writes(self, transport, user):
-        text, recipient = f"Grüße von sipsak über {transport} 🦊", self.registered(user)
+        text, recipient = self.new_text("sipsak", user), self.registered(user)
         self.sipsak(105, *self.sipsak_message(text, user), transport=transport).expect(0, "200")
         self.arrives(text, transport, recipient, 105)
 
     def sipsak_is_told(self, pattern, peer, sender=105, password=None):
-        self.sipsak(105, *self.sipsak_message("refused", peer, sender),
+        self.sipsak(105, *self.sipsak_message(self.new_text(sender, peer), peer, sender),
                     password=password).expect(2 if password else 1, pattern)
 
     def sipp_writes(self, transport, user):
-        text, recipient = f"Grüße von sipp über {transport} 🐙", self.registered(user)
+        text, recipient = self.new_text("sipp", user), self.registered(user)
         self.sipp("message", 106, transport, "-key", "peer", user, "-key", "text", text).expect(0)
         self.arrives(text, transport, recipient, 106)
 
@@ -539,7 +550,7 @@ class Smoke:
         receiver = self.sipp("receive", 107, "udp", "-p", port, "-trace_msg",
                              "-message_file", messages)
         wait_until(messages.exists, "sipp waits")
-        text, sender = "Grüße an sipp 👋", self.registered(101)
+        text, sender = self.new_text(101, "sipp"), self.registered(101)
         sender.send(107, text)
         receiver.expect(0)
         if text not in messages.read_text(errors="replace"):
@@ -548,7 +559,7 @@ class Smoke:
 
     def is_told(self, user, peer, code):
         sender = self.registered(user)
-        text = f"not for {peer}, {code}"
+        text = self.new_text(user, peer)
         sender.send(peer, text)
         wait_until(lambda: sender.shows_failure(code), f"{sender.name} shows the failure {code}")
         answers = self.server.answers(text)
@@ -567,6 +578,40 @@ class Smoke:
     def reload_with(self, enable):
         self.write_configuration(enable)
         self.server.reload()
+
+    # ---- connections that are silent for long
+
+    def open_idle(self):
+        """A second server that closes silent connections early, with two phones on such ones."""
+        directory, port = self.directory / "idle", free_port()
+        directory.mkdir()
+        (directory / "ysipchan.conf").write_text(
+            f"[general]\ntype=tcp\naddr={HOST}\nport={port}\nt1=100\ntcp_idle=10\n"
+            "[message]\nenable=yes\n")
+        (directory / "regfile.conf").write_text("[401]\npassword=pw401\n[402]\npassword=pw402\n")
+        self.idle_server = Server(self.options.program, ["-c", directory], directory / "log")
+        self.idle_server.wait_ready()
+        for user, peer in ((401, 402), (402, 401)):
+            self.phones[user] = Baresip(directory, user, "tcp", port, f"pw{user}", [peer])
+        self.registers(401, 402)
+        self.silent = socket.create_connection((HOST, port))
+        self.silent.send(b"\r\n\r\n")  # a keep-alive, which is answered; then it is silent
+        self.silent.setblocking(False)
+
+    def is_silent_closed(self):
+        try:
+            return self.silent.recv(64) == b""
+        except BlockingIOError:
+            return False
+
+    def chat_after_idle(self):
+        """Where nobody has registered, a silent connection is closed."""
+        if not self.idle_server:
+            raise Failed("that server did not start")
+        self.server = self.idle_server
+        wait_until(self.is_silent_closed, "the server closes the connection of a stranger", 20)
+        self.chat(401, 402)
+        self.stop_server()
 
     # ---- without configuration
 
@@ -598,6 +643,7 @@ class Smoke:
         if self.counts["FAILED"]:
             return
         self.open_phones()
+        check("baresip registers over tcp, to be silent", baresip, self.open_idle)
 
         for transport in ("udp", "tcp"):
             check(f"sipsak registers over {transport}", sipsak,
@@ -648,13 +694,16 @@ class Smoke:
         check("server reloads with [message] enable=yes", [], self.reload_with, "yes")
         check("baresip and baresip chat after the reloads", baresip, self.chat, 201, 202)
         check("linphonec and linphonec chat after the reloads", linphonec, self.chat, 103, 104)
-        for phone in self.phones.values():
-            phone.end()
         check("server ends within a second", [], self.stop_server)
+        for user, phone in self.phones.items():
+            if user not in (401, 402):
+                phone.end()
 
+        check("baresip over tcp is reached after a long silence", baresip, self.chat_after_idle)
         check("baresip and baresip chat through the open server", baresip, self.open_mode)
         if self.server:
-            check("open server ends within a second", [], self.stop_server)
+            check("open server ends when its terminal is closed", [],
+                  self.stop_server, signal.SIGHUP)
 
 
 def main():
