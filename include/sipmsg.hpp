@@ -8162,6 +8162,8 @@ class Registrar {
 
   /// A TCP connection is closed: the bindings that were reached over it are gone. How many.
   std::size_t remove_connection(std::uint32_t socket);
+  /// Whether a live binding is reached over that TCP connection.
+  bool has_connection(std::uint32_t socket, std::uint64_t now_ms) const;
 
   /// Takes out what has expired. Due at `next_deadline`; calls before that do nothing.
   void advance(std::uint64_t now_ms);
@@ -8733,6 +8735,13 @@ inline std::size_t Registrar::remove_connection(std::uint32_t socket) {
   const std::size_t before = records_.size();
   for (std::uint32_t i = first_of(socket); i != none; i = first_of(socket)) remove(i);
   return before - records_.size();
+}
+
+inline bool Registrar::has_connection(std::uint32_t socket, std::uint64_t now_ms) const {
+  for (std::uint32_t i = first_of(socket); i != none; i = records_.at(i).of_connection.next) {
+    if (records_.at(i).expires_at_ms > now_ms) return true;
+  }
+  return false;
 }
 
 /// One walk over the table when something may have expired, but not more often than the gap: a
@@ -10555,13 +10564,13 @@ namespace detail {
 inline constexpr std::size_t relay_scratch_size = max_message_size + 4096;
 
 /// How long the sender of a request that came at `received_ms` is still to be kept waiting: until
-/// 60*T1 after that, for at 64*T1 its own timer ends. In whole steps of 4*T1, and so a little less
+/// 60*T1 after that, for at 64*T1 its own timer ends. In whole steps of 2*T1, and so a little less
 /// where some of it is over, that there are few queues of timers.
 constexpr std::uint64_t patience_ms(std::uint64_t received_ms, std::uint64_t now_ms,
                                     std::uint64_t t1_ms) {
-  const std::uint64_t step_ms = 4 * t1_ms;
+  const std::uint64_t step_ms = 2 * t1_ms;
   const std::uint64_t over_ms = now_ms - received_ms;
-  return over_ms >= 15 * step_ms ? 0 : (15 * step_ms - over_ms) / step_ms * step_ms;
+  return over_ms >= 30 * step_ms ? 0 : (30 * step_ms - over_ms) / step_ms * step_ms;
 }
 
 }  // namespace detail
@@ -11089,9 +11098,10 @@ inline TransactionOptions transaction_options(const Settings& settings) {
   options.t4_ms = settings.timers.t4_ms;
   options.max_transactions = settings.max_transactions;
   options.retry_after_s = settings.flood.retry_after_s;
-  options.answer_to_source =
-      std::any_of(settings.listeners.begin(), settings.listeners.end(),
-                  [](const ListenerSettings& listener) { return listener.answer_to_source; });
+  options.answer_to_source = std::any_of(
+      settings.listeners.begin(), settings.listeners.end(), [](const ListenerSettings& listener) {
+        return listener.enable && listener.type == Transport::udp && listener.answer_to_source;
+      });
   return options;
 }
 
@@ -11295,6 +11305,7 @@ class Proxy : public TransactionUser {
   LogLimit deadline_log_{10};
   LogLimit password_log_{30};
   LogLimit name_log_{30};
+  LogLimit registration_log_{100};
 };
 
 // Every request.
@@ -11580,7 +11591,11 @@ inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t n
   const std::unique_ptr<Waiting> waiting = std::move(*place);
   waiting->timer.cancel();
   waiting_.destroy(key);
-  if (!layer_.is_open(waiting->asked.request.server)) return ErrorCode::gone;
+  const RelayRequest& request = waiting->asked.request;
+  if (detail::patience_ms(request.received_ms, now_ms_, t1_ms_) == 0) {
+    answers_.send(request.server, 504);
+    return ErrorCode::gone;
+  }
   if (verdict.kind() == Verdict::Kind::next) {
     walk(waiting->asked);
   } else {
@@ -11688,10 +11703,22 @@ inline void Proxy::on_register(ServerTransaction server, const MessageView& requ
   const std::string_view name = user != nullptr ? user->name : to_name.view();
   if (!is_known(name)) return answers_.send(server, 404);
   const RegisterOutcome outcome = registrar_.update(name, request, from, now_ms_);
-  answers_.send(server, outcome.status, outcome.reason, [&](Output& out) {
+  char buffer[128];
+  Output phrase(buffer, sizeof buffer);
+  phrase.raw(outcome.reason);
+  if (outcome.error.place > 0) {
+    phrase.raw(" (octet ").number(static_cast<std::uint64_t>(outcome.error.place)).raw(")");
+  }
+  answers_.send(server, outcome.status, phrase.written(), [&](Output& out) {
     if (outcome.status == 200) return write_registration(out, name, request, outcome);
     if (outcome.min_expires_s != 0) write_header(out, HeaderId::min_expires, outcome.min_expires_s);
   });
+  // Last of all, for whoever reads the log may call us again.
+  if (outcome.added > 0 && registration_log_.admits(now_ms_)) {
+    log_.log(Severity::info, std::string(name) + " registered from " +
+                                 std::string(transport_parameter(from.transport)) + " " +
+                                 to_text(from.remote));
+  }
 }
 
 /// All current bindings with the time each has left, and what a client behind a NAT should know.
@@ -13278,6 +13305,9 @@ class TcpReceiver {
   virtual void on_connection_closed(std::uint32_t connection, Error why) = 0;
   /// Everything that had come on a connection is handed over.
   virtual void on_stream_messages_end() {}
+  /// A connection has been idle for its time: whether it is needed, and so stays open all the same.
+  /// Nothing of ours may be called from here.
+  virtual bool keeps_idle_connection(std::uint32_t) { return false; }
 
  protected:
   ~TcpReceiver() = default;
@@ -13784,7 +13814,12 @@ inline void TcpCore::on_timer(Timer& timer) {
   switch (timer.kind) {
     case connect_timer: ++counters_.connect_failures; return close(connection, ErrorCode::timeout);
     case message_timer: ++counters_.closed_slow; return close(connection, ErrorCode::timeout);
-    case idle_timer: ++counters_.closed_idle; return close(connection, ErrorCode::closed);
+    case idle_timer:
+      if (receiver_ != nullptr && receiver_->keeps_idle_connection(connection.number)) {
+        return start_idle_timer(connection);
+      }
+      ++counters_.closed_idle;
+      return close(connection, ErrorCode::closed);
     case ping_timer:
       // RFC 5626 3.5.1. A peer that has read nothing since the last one is not there any more.
       if (connection.queued > 0) return close(connection, ErrorCode::timeout);
@@ -14172,6 +14207,9 @@ class TransportReceiver {
   virtual void on_connection_closed(std::uint32_t socket, Error why) = 0;
   /// Everything that had come is handed over: the moment for what is done once for many messages.
   virtual void on_batch_end() {}
+  /// A TCP connection that a peer made has been idle for its time: whether it stays open all the
+  /// same, because a phone is reached over it. Nothing of ours may be called from here.
+  virtual bool keeps_idle_connection(std::uint32_t) { return false; }
 
  protected:
   ~TransportReceiver() = default;
@@ -14259,6 +14297,9 @@ class Transports final : public Sink, private TcpReceiver {
     receiver_.on_connection_closed(connection, why);
   }
   void on_stream_messages_end() override { receiver_.on_batch_end(); }
+  bool keeps_idle_connection(std::uint32_t connection) override {
+    return receiver_.keeps_idle_connection(connection);
+  }
   bool trace_incoming(const Flow& flow, std::string_view octets);
 
   // -- sending --
@@ -15109,9 +15150,15 @@ class ServerCore final : public TransportReceiver,
   Registrar& registrar() { return registrar_; }
   bool is_closed() const { return closed_; }
 
+  /// Names in a line come from outside: what could end it, or move a terminal's cursor, does not.
   void log(Severity severity, std::string_view text) override {
     const std::shared_ptr<LogHandler> handler = log_;  // it may replace itself
-    if (handler && *handler) (*handler)(severity, text);
+    if (!handler || !*handler) return;
+    std::string line(text);
+    for (char& c : line) {
+      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+    }
+    (*handler)(severity, line);
   }
 
  private:
@@ -15140,6 +15187,11 @@ class ServerCore final : public TransportReceiver,
     rearm();
   }
   void on_batch_end() override { proxy_.idle(); }
+  /// Phones are reached over the connection they registered on, and some send nothing between two
+  /// REGISTERs an hour apart.
+  bool keeps_idle_connection(std::uint32_t socket) override {
+    return registrar_.has_connection(socket, loop_->now_ms());
+  }
   void on_alarm(std::uint64_t now_ms) override {
     const auto self = shared_from_this();
     proxy_.advance(now_ms);

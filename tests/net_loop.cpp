@@ -271,8 +271,9 @@ TEST_CASE("the local address for a peer is the one nearest to it") {
   add("127.0.0.1", 8, true);
   add("fe80::5", 64);
   add("192.0.2.10", 24);
-  add("10.0.0.1", 8);
+  add("192.0.2.11", 24);
   add("10.1.2.3", 20);
+  add("10.0.0.1", 8);
   add("2001:db8::10", 64);
   add("fd00::10", 8);
   struct Row {
@@ -282,9 +283,9 @@ TEST_CASE("the local address for a peer is the one nearest to it") {
        {Row{"127.0.0.1", "127.0.0.1"}, Row{"127.8.8.8", "127.0.0.1"},
         Row{"192.0.2.77", "192.0.2.10"}, Row{"10.200.0.1", "10.0.0.1"},
         Row{"10.1.15.255", "10.1.2.3"}, Row{"10.1.16.0", "10.0.0.1"}, Row{"10.0.0.1", "10.0.0.1"},
-        Row{"203.0.113.1", "192.0.2.10"}, Row{"::1", "::1"}, Row{"2001:db8::77", "2001:db8::10"},
-        Row{"2001:db8:1::77", "2001:db8::10"}, Row{"fdff::1", "fd00::10"},
-        Row{"fe80::77", "fe80::5"}}) {
+        Row{"192.0.2.11", "192.0.2.11"}, Row{"203.0.113.1", "192.0.2.10"}, Row{"::1", "::1"},
+        Row{"2001:db8::77", "2001:db8::10"}, Row{"2001:db8:1::77", "2001:db8::10"},
+        Row{"fdff::1", "fd00::10"}, Row{"fe80::77", "fe80::5"}}) {
     CAPTURE(row.remote);
     CHECK(to_text(choose_local_address(interfaces, ip(row.remote))) == row.expected);
   }
@@ -328,8 +329,12 @@ TEST_CASE("a file that is not there, and a directory, are errors with the system
   CHECK(read_file(directory.path).error().place == UV_EISDIR);
   CHECK(list_directory(directory.path + "missing").error().code == ErrorCode::file);
   CHECK(write_file_atomically(directory.path + "missing/file", "x").place == UV_ENOENT);
-  CHECK(write_file_atomically(directory.path, "x").code == ErrorCode::file);
   CHECK(directory.all_names().empty());
+  const std::string inner = directory.path + "inner";
+  REQUIRE(::mkdir(inner.c_str(), 0700) == 0);
+  CHECK(write_file_atomically(inner, "x").code == ErrorCode::file);
+  CHECK(directory.all_names() == std::vector<std::string>{"inner"});  // nothing is left beside it
+  ::rmdir(inner.c_str());
 }
 
 TEST_CASE("a new file is its owner's alone, and a file that is replaced keeps its mode") {

@@ -270,6 +270,7 @@ TEST_CASE("extensions that are asked for and not known get 420 and are named") {
       {"OPTIONS", "Require: a\r\nSupported: b\r\n", {"a"}},
       {"REGISTER", "Require: outbound\r\n", {"outbound"}},
       {"REGISTER", "Require: path\r\n", {}},
+      {"REGISTER", "Require: ,path,\r\n", {}},
       {"REGISTER", "Require: path, gruu,\r\n", {"gruu"}},
   };
   for (const Row& row : rows) {
@@ -440,6 +441,23 @@ TEST_CASE("credentials for others and a wrong scheme are none, and are passed on
   CHECK(packet.flow == bob);
   CHECK(header_of(packet.text, "Proxy-Authorization") == others);
   CHECK(header_of(packet.text, "Authorization") == "Basic YQ==");
+}
+
+TEST_CASE("credentials for us that stand in the other header go no further either") {
+  for (const int code : {401, 407}) {
+    Settings settings = guarded_settings();
+    settings.message.auth_code = static_cast<std::uint16_t>(code);
+    NetworkWithBob network(settings);
+    Phone phone(network, "alice", password_of("alice"));
+    if (code == 407) phone.header = "Proxy-Authorization";
+    const std::string other = code == 407 ? "Authorization" : "Proxy-Authorization";
+    const Packet packet =
+        phone.log_in_and_send(with_headers(
+            other + ": Digest username=\"alice\", realm=\"Yate\", nonce=\"n\", uri=\"sip:x\", "
+                    "response=\"r\"\r\n"));
+    CHECK(packet.flow == bob);
+    CHECK(headers_of(packet.text, other).empty());
+  }
 }
 
 TEST_CASE("a nonce that is too old is answered with stale=true, and the next one works") {
@@ -720,6 +738,7 @@ TEST_CASE("what a registrar refuses, and what it adds for phones behind a NAT") 
       if (value.empty()) CHECK(headers_of(packet.text, name).empty());
     }
     CHECK(header_of(packet.text, "Content-Length") == "0");
+    if (row.status == 400) CHECK(start_line(packet.text).find(" (octet ") != std::string::npos);
   }
 }
 
@@ -1149,10 +1168,33 @@ TEST_CASE("a message of whom nobody waits any more is not sent on") {
   });
   network.receive(Request().text(), alice);
   network.now_ms += 40000;  // the clock jumps, and the verdict comes before `advance`
-  network.proxy.advance(network.now_ms);
-  network.take();
   CHECK(network.proxy.resume(key, Verdict::next(), network.now_ms).code == ErrorCode::gone);
   CHECK(network.take().empty());
+  CHECK(network.proxy.waiting() == 0);
+}
+
+TEST_CASE("answers go to where the request came from, or as its Via says") {
+  struct Row {
+    bool to_source;
+    const char* via;
+    const char* answered;
+  };
+  const Row rows[] = {
+      {true, "SIP/2.0/UDP 192.0.2.10:5099;branch=z9hG4bKa", "192.0.2.10:4444"},
+      {true, "SIP/2.0/UDP 192.0.2.10:5099;branch=z9hG4bKa;rport", "192.0.2.10:4444"},
+      {false, "SIP/2.0/UDP 192.0.2.10:5099;branch=z9hG4bKa", "192.0.2.10:5099"},
+      {false, "SIP/2.0/UDP 198.51.100.1;branch=z9hG4bKa", "192.0.2.10:5060"},
+      {false, "SIP/2.0/UDP 192.0.2.10:5099;branch=z9hG4bKa;rport", "192.0.2.10:4444"},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.via);
+    Settings settings = plain_settings();
+    settings.listeners[0].answer_to_source = row.to_source;
+    Network network(settings);
+    Request request;
+    request.via = row.via;
+    CHECK(network.ask(request.text(), udp("192.0.2.10:4444")).to() == row.answered);
+  }
 }
 
 TEST_CASE("the clock may jump by hours while messages wait and travel") {

@@ -634,6 +634,19 @@ TEST_CASE("a phone that has reconnected survives the end of its old connection")
   CHECK(table.only("a").flow == phone.from);
 }
 
+TEST_CASE("a connection is needed as long as a live binding is reached over it") {
+  Table table;
+  CHECK_FALSE(table.registrar.has_connection(17, 0));
+  Phone phone{table, "a", "1", tcp_from("192.0.2.7:40001", 17)};
+  REQUIRE(phone.contact("<sip:a@h>;expires=600") == 200);
+  CHECK(table.registrar.has_connection(17, table.now_ms));
+  CHECK_FALSE(table.registrar.has_connection(18, table.now_ms));
+  CHECK(table.registrar.has_connection(17, table.now_ms + 599999));
+  CHECK_FALSE(table.registrar.has_connection(17, table.now_ms + 600000));
+  REQUIRE(phone.contact("<sip:a@h>;expires=0") == 200);
+  CHECK_FALSE(table.registrar.has_connection(17, table.now_ms));
+}
+
 TEST_CASE("many bindings on one connection come and go in any order") {
   RegistrarOptions options;
   options.max_bindings_per_user = 100;

@@ -300,6 +300,15 @@ TEST_CASE("a message to an alternative goes to all who list it") {
   }
 }
 
+TEST_CASE("a user who is offline is not stood in for by those who list the name") {
+  sipmsg::Settings settings = plain_settings();
+  settings.users[2].alternatives = {"bob"};
+  Network network(settings);
+  network.bind("carol", "sip:carol@192.0.2.22", udp("192.0.2.22:5060"));
+  network.receive(Request().text(), alice);
+  CHECK(network.take_one().status() == 405);
+}
+
 TEST_CASE("an expired binding gets nothing") {
   Network network;
   network.bind("bob", bob_contact, bob, "Expires: 60\r\n");

@@ -40,9 +40,10 @@ inline TransactionOptions transaction_options(const Settings& settings) {
   options.t4_ms = settings.timers.t4_ms;
   options.max_transactions = settings.max_transactions;
   options.retry_after_s = settings.flood.retry_after_s;
-  options.answer_to_source =
-      std::any_of(settings.listeners.begin(), settings.listeners.end(),
-                  [](const ListenerSettings& listener) { return listener.answer_to_source; });
+  options.answer_to_source = std::any_of(
+      settings.listeners.begin(), settings.listeners.end(), [](const ListenerSettings& listener) {
+        return listener.enable && listener.type == Transport::udp && listener.answer_to_source;
+      });
   return options;
 }
 
@@ -246,6 +247,7 @@ class Proxy : public TransactionUser {
   LogLimit deadline_log_{10};
   LogLimit password_log_{30};
   LogLimit name_log_{30};
+  LogLimit registration_log_{100};
 };
 
 // Every request.
@@ -531,7 +533,11 @@ inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t n
   const std::unique_ptr<Waiting> waiting = std::move(*place);
   waiting->timer.cancel();
   waiting_.destroy(key);
-  if (!layer_.is_open(waiting->asked.request.server)) return ErrorCode::gone;
+  const RelayRequest& request = waiting->asked.request;
+  if (detail::patience_ms(request.received_ms, now_ms_, t1_ms_) == 0) {
+    answers_.send(request.server, 504);
+    return ErrorCode::gone;
+  }
   if (verdict.kind() == Verdict::Kind::next) {
     walk(waiting->asked);
   } else {
@@ -639,10 +645,22 @@ inline void Proxy::on_register(ServerTransaction server, const MessageView& requ
   const std::string_view name = user != nullptr ? user->name : to_name.view();
   if (!is_known(name)) return answers_.send(server, 404);
   const RegisterOutcome outcome = registrar_.update(name, request, from, now_ms_);
-  answers_.send(server, outcome.status, outcome.reason, [&](Output& out) {
+  char buffer[128];
+  Output phrase(buffer, sizeof buffer);
+  phrase.raw(outcome.reason);
+  if (outcome.error.place > 0) {
+    phrase.raw(" (octet ").number(static_cast<std::uint64_t>(outcome.error.place)).raw(")");
+  }
+  answers_.send(server, outcome.status, phrase.written(), [&](Output& out) {
     if (outcome.status == 200) return write_registration(out, name, request, outcome);
     if (outcome.min_expires_s != 0) write_header(out, HeaderId::min_expires, outcome.min_expires_s);
   });
+  // Last of all, for whoever reads the log may call us again.
+  if (outcome.added > 0 && registration_log_.admits(now_ms_)) {
+    log_.log(Severity::info, std::string(name) + " registered from " +
+                                 std::string(transport_parameter(from.transport)) + " " +
+                                 to_text(from.remote));
+  }
 }
 
 /// All current bindings with the time each has left, and what a client behind a NAT should know.

@@ -183,6 +183,8 @@ class Registrar {
 
   /// A TCP connection is closed: the bindings that were reached over it are gone. How many.
   std::size_t remove_connection(std::uint32_t socket);
+  /// Whether a live binding is reached over that TCP connection.
+  bool has_connection(std::uint32_t socket, std::uint64_t now_ms) const;
 
   /// Takes out what has expired. Due at `next_deadline`; calls before that do nothing.
   void advance(std::uint64_t now_ms);
@@ -754,6 +756,13 @@ inline std::size_t Registrar::remove_connection(std::uint32_t socket) {
   const std::size_t before = records_.size();
   for (std::uint32_t i = first_of(socket); i != none; i = first_of(socket)) remove(i);
   return before - records_.size();
+}
+
+inline bool Registrar::has_connection(std::uint32_t socket, std::uint64_t now_ms) const {
+  for (std::uint32_t i = first_of(socket); i != none; i = records_.at(i).of_connection.next) {
+    if (records_.at(i).expires_at_ms > now_ms) return true;
+  }
+  return false;
 }
 
 /// One walk over the table when something may have expired, but not more often than the gap: a

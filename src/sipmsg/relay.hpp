@@ -73,13 +73,13 @@ namespace detail {
 inline constexpr std::size_t relay_scratch_size = max_message_size + 4096;
 
 /// How long the sender of a request that came at `received_ms` is still to be kept waiting: until
-/// 60*T1 after that, for at 64*T1 its own timer ends. In whole steps of 4*T1, and so a little less
+/// 60*T1 after that, for at 64*T1 its own timer ends. In whole steps of 2*T1, and so a little less
 /// where some of it is over, that there are few queues of timers.
 constexpr std::uint64_t patience_ms(std::uint64_t received_ms, std::uint64_t now_ms,
                                     std::uint64_t t1_ms) {
-  const std::uint64_t step_ms = 4 * t1_ms;
+  const std::uint64_t step_ms = 2 * t1_ms;
   const std::uint64_t over_ms = now_ms - received_ms;
-  return over_ms >= 15 * step_ms ? 0 : (15 * step_ms - over_ms) / step_ms * step_ms;
+  return over_ms >= 30 * step_ms ? 0 : (30 * step_ms - over_ms) / step_ms * step_ms;
 }
 
 }  // namespace detail

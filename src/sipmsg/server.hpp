@@ -161,9 +161,15 @@ class ServerCore final : public TransportReceiver,
   Registrar& registrar() { return registrar_; }
   bool is_closed() const { return closed_; }
 
+  /// Names in a line come from outside: what could end it, or move a terminal's cursor, does not.
   void log(Severity severity, std::string_view text) override {
     const std::shared_ptr<LogHandler> handler = log_;  // it may replace itself
-    if (handler && *handler) (*handler)(severity, text);
+    if (!handler || !*handler) return;
+    std::string line(text);
+    for (char& c : line) {
+      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+    }
+    (*handler)(severity, line);
   }
 
  private:
@@ -192,6 +198,11 @@ class ServerCore final : public TransportReceiver,
     rearm();
   }
   void on_batch_end() override { proxy_.idle(); }
+  /// Phones are reached over the connection they registered on, and some send nothing between two
+  /// REGISTERs an hour apart.
+  bool keeps_idle_connection(std::uint32_t socket) override {
+    return registrar_.has_connection(socket, loop_->now_ms());
+  }
   void on_alarm(std::uint64_t now_ms) override {
     const auto self = shared_from_this();
     proxy_.advance(now_ms);

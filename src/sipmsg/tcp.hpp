@@ -89,6 +89,9 @@ class TcpReceiver {
   virtual void on_connection_closed(std::uint32_t connection, Error why) = 0;
   /// Everything that had come on a connection is handed over.
   virtual void on_stream_messages_end() {}
+  /// A connection has been idle for its time: whether it is needed, and so stays open all the same.
+  /// Nothing of ours may be called from here.
+  virtual bool keeps_idle_connection(std::uint32_t) { return false; }
 
  protected:
   ~TcpReceiver() = default;
@@ -595,7 +598,12 @@ inline void TcpCore::on_timer(Timer& timer) {
   switch (timer.kind) {
     case connect_timer: ++counters_.connect_failures; return close(connection, ErrorCode::timeout);
     case message_timer: ++counters_.closed_slow; return close(connection, ErrorCode::timeout);
-    case idle_timer: ++counters_.closed_idle; return close(connection, ErrorCode::closed);
+    case idle_timer:
+      if (receiver_ != nullptr && receiver_->keeps_idle_connection(connection.number)) {
+        return start_idle_timer(connection);
+      }
+      ++counters_.closed_idle;
+      return close(connection, ErrorCode::closed);
     case ping_timer:
       // RFC 5626 3.5.1. A peer that has read nothing since the last one is not there any more.
       if (connection.queued > 0) return close(connection, ErrorCode::timeout);

@@ -68,6 +68,9 @@ class TransportReceiver {
   virtual void on_connection_closed(std::uint32_t socket, Error why) = 0;
   /// Everything that had come is handed over: the moment for what is done once for many messages.
   virtual void on_batch_end() {}
+  /// A TCP connection that a peer made has been idle for its time: whether it stays open all the
+  /// same, because a phone is reached over it. Nothing of ours may be called from here.
+  virtual bool keeps_idle_connection(std::uint32_t) { return false; }
 
  protected:
   ~TransportReceiver() = default;
@@ -155,6 +158,9 @@ class Transports final : public Sink, private TcpReceiver {
     receiver_.on_connection_closed(connection, why);
   }
   void on_stream_messages_end() override { receiver_.on_batch_end(); }
+  bool keeps_idle_connection(std::uint32_t connection) override {
+    return receiver_.keeps_idle_connection(connection);
+  }
   bool trace_incoming(const Flow& flow, std::string_view octets);
 
   // -- sending --
