@@ -74,7 +74,9 @@ class Phone {
   std::string header = "Authorization";  ///< or Proxy-Authorization
 
   /// Sends it with the credentials there are; the packet that comes of it.
-  Packet send(Request request) {
+  Packet send(const Request& request) { return network_.ask(signed_text(request), flow); }
+  /// The request as it sends it.
+  std::string signed_text(Request request) {
     const std::string n = std::to_string(network_.next_number());
     request.via = "SIP/2.0/UDP 192.0.2.10:5060;branch=z9hG4bK" + user_ + n + ";rport";
     request.cseq = n + " " + request.method;
@@ -84,7 +86,7 @@ class Phone {
           header + ": " +
           *digest_.authorize(user_, password_, request.method, request.uri, request.body) + "\r\n";
     }
-    return network_.ask(request.text(), flow);
+    return request.text();
   }
   /// Takes over the challenge of that algorithm.
   void answer(const Packet& refusal, const std::string& algorithm = "MD5") {
@@ -775,6 +777,17 @@ TEST_CASE("full tables: 403 for a user's own limit, 503 with Retry-After for the
   CHECK(header_of(full.text, "Retry-After") == "17");
 }
 
+TEST_CASE("who is new is logged once, and not when he comes again") {
+  Network network;
+  for (int i = 1; i <= 3; ++i) {
+    Request request = registration("bob", "Contact: <sip:bob@192.0.2.20:5070>\r\n");
+    request.cseq = std::to_string(i) + " REGISTER";
+    request.via = numbered(i).via;
+    CHECK(network.ask(request.text(), bob).status() == 200);
+  }
+  CHECK(network.log_lines == std::vector<std::string>{"bob registered from udp 192.0.2.20:5070"});
+}
+
 TEST_CASE("an older REGISTER cannot undo a later one") {
   Network network;
   Request later = registration("bob", "Contact: <sip:bob@192.0.2.20>\r\n");
@@ -1243,6 +1256,66 @@ TEST_CASE("settings and users can change while messages wait, also from inside a
   options.uri = "sip:example.org";
   CHECK(header_of(network.ask(options.text(), alice).text, "Server") == "othername");
   CHECK(phone.send(Request()).status() == 401);
+}
+
+TEST_CASE("whoever reads the log may call the server from there") {
+  struct Row {
+    const char* what;
+    Request request;
+    int status;
+  };
+  Request foreign_from;
+  foreign_from.from = "<sip:carol@example.org>;tag=1";
+  Request large;
+  large.body = std::string(2000, 'x');
+  const Row rows[] = {
+      {"a name", foreign_from, 403},
+      {"a domain", to_uri("sip:bob@example.com"), 403},
+      {"a registration", registration("alice", "Contact: <sip:a@192.0.2.10>\r\n"), 200},
+      {"a large datagram", large, 0},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.what);
+    const Settings settings = guarded_settings();
+    NetworkWithBob network(settings);
+    RouteKey waiting;
+    network.proxy.handlers().add(50, [&](const RouteRequest& request) {
+      if (request.body() != "wait") return Verdict::next();
+      waiting = request.key;
+      return Verdict::later();
+    });
+    Phone phone(network, "alice", password_of("alice"));
+    phone.answer(phone.send(Request()));
+    Request first;
+    first.body = "wait";
+    network.on_next_log = [&] { FAIL("too early"); };
+    // One message waits, and goes on in the middle of the next one.
+    Phone other(network, "alice", password_of("alice"));
+    other.answer(other.send(Request()));
+    network.receive(other.signed_text(first), alice);
+    REQUIRE(network.take().empty());
+    std::unique_ptr<sipmsg::UserDirectory> users;
+    network.on_next_log = [&] {
+      users = std::make_unique<sipmsg::UserDirectory>(directory_of(settings));
+      network.proxy.reload(settings, *users);
+      network.users = sipmsg::UserDirectory();  // those before are no more
+      CHECK_FALSE(network.proxy.resume(waiting, Verdict::next(), network.now_ms));
+    };
+    network.receive(phone.signed_text(row.request), alice);
+    CHECK_FALSE(network.on_next_log);
+    const std::vector<Packet> packets = network.take();
+    REQUIRE(packets.size() == 2);
+    std::vector<int> statuses;
+    for (const Packet& packet : packets) {
+      statuses.push_back(packet.status());
+      if (packet.status() != 0) continue;
+      CHECK(packet.flow == bob);
+      const std::string body = body_of(packet.text);
+      CHECK((body == "wait" || body == row.request.body));
+    }
+    std::sort(statuses.begin(), statuses.end());
+    CHECK(statuses == std::vector<int>{0, row.status});
+  }
 }
 
 // ---- real input

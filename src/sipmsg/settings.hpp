@@ -287,9 +287,9 @@ inline const auto& setting_keys() {
   using detail::no_effect;
   using S = Settings;
   using L = ListenerSettings;
-  using Transports = TransportSettings;
-  using Registrar = RegistrarSettings;
-  using Messages = MessageSettings;
+  using T = TransportSettings;
+  using R = RegistrarSettings;
+  using M = MessageSettings;
   constexpr std::string_view calls = "calls and media are not served";
   constexpr std::string_view tls = "TLS is not served";
   constexpr std::string_view modules = "it belongs to modules of Yate";
@@ -316,43 +316,43 @@ inline const auto& setting_keys() {
       detail::SettingRow<&S::digest, &DigestOptions::nonce_lifetime_s>::number("general", "nonce_lifetime", 10, 86400),
       detail::SettingRow<&S::user_agent>::text("general", "useragent", false),
       detail::SettingRow<&S::max_forwards>::number("general", "maxforwards", 1, 255),
-      detail::SettingRow<&S::registrar, &Registrar::nat>::boolean("general", "nat"),
+      detail::SettingRow<&S::registrar, &R::nat>::boolean("general", "nat"),
       detail::SettingRow<&S::timers, &TimerSettings::t1_ms>::number("general", "t1", 100, 5000, OutOfRange::use_default),
       detail::SettingRow<&S::timers, &TimerSettings::t4_ms>::number("general", "t4", 1000, 25000, OutOfRange::use_default),
-      detail::SettingRow<&S::transport, &Transports::tcp_keepalive_s>::number("general", "tcp_keepalive", 0, 3600),
-      detail::SettingRow<&S::transport, &Transports::tcp_write_limit_octets>::number("general", "tcp_write_limit", 65536, 16777216),
+      detail::SettingRow<&S::transport, &T::tcp_keepalive_s>::number("general", "tcp_keepalive", 0, 3600),
+      detail::SettingRow<&S::transport, &T::tcp_write_limit_octets>::number("general", "tcp_write_limit", 65536, 16777216),
       detail::SettingRow<&S::flood, &FloodSettings::events>::number("general", "floodevents", 0, 1000000),
       detail::SettingRow<&S::flood, &FloodSettings::protection>::boolean("general", "floodprotection"),
       detail::SettingRow<&S::flood, &FloodSettings::retry_after_s>::number("general", "congestion_retry", 10, 600),
       detail::SettingRow<&S::max_transactions>::number("general", "max_transactions", 100, 10000000),
-      detail::SettingRow<&S::transport, &Transports::max_connections>::number("general", "max_connections", 1, 1000000),
-      detail::SettingRow<&S::transport, &Transports::max_connections_per_address>::number("general", "max_connections_per_address", 1, 1000000),
+      detail::SettingRow<&S::transport, &T::max_connections>::number("general", "max_connections", 1, 1000000),
+      detail::SettingRow<&S::transport, &T::max_connections_per_address>::number("general", "max_connections_per_address", 1, 1000000),
       detail::SettingRow<&S::digest, &DigestOptions::max_remembered_nonces>::number("general", "max_nonces", 8, 10000000),
       detail::SettingRow<&S::trace>::boolean("general", "printmsg"),
-      detail::SettingRow<&S::registrar, &Registrar::enable>::boolean("general", "registrar"),
+      detail::SettingRow<&S::registrar, &R::enable>::boolean("general", "registrar"),
       detail::SettingRow<&S::options_enable>::boolean("general", "options"),
 
       detail::SettingRow<&S::options_enable>::boolean("options", "enable"),
 
-      detail::SettingRow<&S::registrar, &Registrar::enable>::boolean("registrar", "enable"),
-      detail::SettingRow<&S::registrar, &Registrar::auth_required>::boolean("registrar", "auth_required"),
-      detail::SettingRow<&S::registrar, &Registrar::expires_min_s>::number("registrar", "expires_min", 1, 2592000),
-      detail::SettingRow<&S::registrar, &Registrar::expires_default_s>::number("registrar", "expires_def", 1, 2592000),
-      detail::SettingRow<&S::registrar, &Registrar::expires_max_s>::number("registrar", "expires_max", 1, 2592000),
-      detail::SettingRow<&S::registrar, &Registrar::nat_refresh_s>::number("registrar", "nat_refresh", 0, 3600),
-      detail::SettingRow<&S::registrar, &Registrar::max_bindings>::number("registrar", "max_bindings", 1, 10000000),
-      detail::SettingRow<&S::registrar, &Registrar::max_bindings_per_user>::number("registrar", "max_bindings_per_user", 1, 100),
+      detail::SettingRow<&S::registrar, &R::enable>::boolean("registrar", "enable"),
+      detail::SettingRow<&S::registrar, &R::auth_required>::boolean("registrar", "auth_required"),
+      detail::SettingRow<&S::registrar, &R::expires_min_s>::number("registrar", "expires_min", 1, 2592000),
+      detail::SettingRow<&S::registrar, &R::expires_default_s>::number("registrar", "expires_def", 1, 2592000),
+      detail::SettingRow<&S::registrar, &R::expires_max_s>::number("registrar", "expires_max", 1, 2592000),
+      detail::SettingRow<&S::registrar, &R::nat_refresh_s>::number("registrar", "nat_refresh", 0, 3600),
+      detail::SettingRow<&S::registrar, &R::max_bindings>::number("registrar", "max_bindings", 1, 10000000),
+      detail::SettingRow<&S::registrar, &R::max_bindings_per_user>::number("registrar", "max_bindings_per_user", 1, 100),
 
-      detail::SettingRow<&S::message, &Messages::enable>::boolean("message", "enable"),
-      detail::SettingRow<&S::message, &Messages::auth_required>::boolean("message", "auth_required"),
-      detail::SettingRow<&S::message, &Messages::auth_code>::keyword("message", "auth_code", detail::setting_auth_codes, OutOfRange::use_default),
-      detail::SettingRow<&S::message, &Messages::offline_code>::number("message", "offline_code", 400, 699, OutOfRange::use_default),
-      detail::SettingRow<&S::message, &Messages::async_process>::boolean("message", "async_process"),
-      detail::SettingRow<&S::message, &Messages::handler_deadline_s>::number("message", "handler_deadline", 1, 30),
-      detail::SettingRow<&S::message, &Messages::max_pending>::number("message", "max_pending", 1, 1000000),
+      detail::SettingRow<&S::message, &M::enable>::boolean("message", "enable"),
+      detail::SettingRow<&S::message, &M::auth_required>::boolean("message", "auth_required"),
+      detail::SettingRow<&S::message, &M::auth_code>::keyword("message", "auth_code", detail::setting_auth_codes, OutOfRange::use_default),
+      detail::SettingRow<&S::message, &M::offline_code>::number("message", "offline_code", 400, 699, OutOfRange::use_default),
+      detail::SettingRow<&S::message, &M::async_process>::boolean("message", "async_process"),
+      detail::SettingRow<&S::message, &M::handler_deadline_s>::number("message", "handler_deadline", 1, 30),
+      detail::SettingRow<&S::message, &M::max_pending>::number("message", "max_pending", 1, 1000000),
 
-      detail::SettingRow<&S::registrar, &Registrar::autocreate>::boolean("regfile", "autocreate"),
-      detail::SettingRow<&S::registrar, &Registrar::file>::text("regfile", "file", true),
+      detail::SettingRow<&S::registrar, &R::autocreate>::boolean("regfile", "autocreate"),
+      detail::SettingRow<&S::registrar, &R::file>::text("regfile", "file", true),
       detail::SettingRow<&S::route_priority>::number("regfile", "route", 0, 1000000),
 
       no_effect("listener", "default", "a request goes out over the transport of the recipient's binding"),

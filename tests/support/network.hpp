@@ -201,6 +201,7 @@ class Network : private sipmsg::Sink, private sipmsg::ServerLog {
   /// Asked before each packet goes out; none: everything does.
   std::function<Error(const Flow&)> send_error;
   std::vector<sipmsg::SocketAddress> streams;  ///< who can be reached by TCP
+  std::function<void()> on_next_log;           ///< called after the next line
   sipmsg::Proxy proxy;
 
   void receive(const std::string& text, const Flow& from,
@@ -273,7 +274,10 @@ class Network : private sipmsg::Sink, private sipmsg::ServerLog {
     }
     return false;
   }
-  void log(sipmsg::Severity, std::string_view text) override { log_lines.emplace_back(text); }
+  void log(sipmsg::Severity, std::string_view text) override {
+    log_lines.emplace_back(text);
+    if (const std::function<void()> hook = std::exchange(on_next_log, nullptr)) hook();
+  }
 
   int bound_ = 0;
   int number_ = 0;
