@@ -26,6 +26,7 @@ def count_test(record):
         failed += 1
     return passed, failed
 
+
 def count_step(status_file):
     failed_step = status_file.read_text().strip() != "0"
     records = status_file.with_suffix(".tests")
@@ -36,6 +37,7 @@ def count_step(status_file):
     counts = [count_test(json.loads(line)) for line in records.read_text().splitlines()]
     passed, failed = (sum(column) for column in zip(*counts))
     return passed, failed or int(failed_step)
+
 
 steps = [count_step(path) for path in sorted(pathlib.Path(sys.argv[1]).glob("*.status"))]
 passed, failed = (sum(column) for column in zip(*steps))

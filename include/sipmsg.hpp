@@ -34,6 +34,7 @@
 //   transaction.hpp   one request and its answers, sent again until they arrive
 //   relay.hpp         one MESSAGE to every binding, and the best answer back
 //   proxy.hpp         the server's decisions: register, relay, answer, refuse
+//   login.hpp         a client's side of the password question
 //   agent.hpp         the two ends: sends requests, receives them, answers
 //   loop.hpp          handles that close cleanly, the clock, the one timer
 //   files.hpp         whole files, read, and replaced in one step
@@ -509,10 +510,6 @@ constexpr std::size_t find_outside_quotes(std::string_view text, char stop, std:
     }
   }
   return text.size();
-}
-constexpr std::size_t find_outside_quotes(std::string_view text, std::string_view stop,
-                                          std::size_t begin = 0) {
-  return find_outside_quotes(text, stop.front(), begin);
 }
 
 /// One parameter as it is written: `value` is empty for `;lr`, and still quoted for `;a="b"`.
@@ -5185,9 +5182,9 @@ class DigestChallenges {
    private:
     void read() {
       at_end_ = rest_.empty();
-      std::size_t comma = find_outside_quotes(rest_, ",");
+      std::size_t comma = find_outside_quotes(rest_, ',');
       while (comma < rest_.size() && !begins_challenge(rest_.substr(comma + 1))) {
-        comma = find_outside_quotes(rest_, ",", comma + 1);
+        comma = find_outside_quotes(rest_, ',', comma + 1);
       }
       current_ = trim(rest_.substr(0, comma));
       rest_ = comma < rest_.size() ? rest_.substr(comma + 1) : std::string_view();
@@ -6496,7 +6493,7 @@ struct ListenerSettings {
 
 struct TransportSettings {
   std::uint32_t tcp_keepalive_s = 120;  ///< between pings on connections made by us; 0: none
-  std::uint32_t tcp_write_limit_octets = 262144;  ///< waiting on one connection, then it is closed
+  std::uint32_t tcp_write_limit_octets = 262144;  ///< waiting on one connection; more is refused
   std::uint32_t max_connections = 10000;
   std::uint32_t max_connections_per_address = 1000;
 };
@@ -11759,6 +11756,111 @@ inline void Proxy::on_options(ServerTransaction server, const MessageView& reque
 
 }  // namespace sipmsg
 
+// ========================================== login.hpp ===========================================
+
+// login: a client's side of the password question, for one account.
+//
+// A server asks with 401 or 407; a client sends the request again with credentials (RFC 3261 22.2,
+// 22.3). The nonce stays good for a while, so what follows carries credentials at once, with a
+// rising count. A password that was refused is not tried again: softphones that do lock their
+// owners out. The arithmetic is that of digest.hpp; who sends the request again is agent.hpp.
+
+namespace sipmsg {
+
+/// One account's name and password, and the challenges it has answered so far. Share one Login
+/// among all requests of an account.
+class Login {
+ public:
+  Login(std::string username, std::string password)
+      : username_(std::move(username)), password_(std::move(password)) {}
+
+  const std::string& username() const { return username_; }
+  /// Another password: what was refused counts no longer.
+  void set_password(std::string password) {
+    password_ = std::move(password);
+    answers_.clear();
+  }
+  /// Whether the password was refused by some realm, and will not be tried there again.
+  bool is_refused() const {
+    for (const Answer& answer : answers_) {
+      if (answer.refused) return true;
+    }
+    return false;
+  }
+
+  /// Takes the challenges of a 401 or 407. `answered` is the caller's for each request, empty at
+  /// first: the realms it was sent again for. True where it is worth sending once more: there is a
+  /// challenge of an algorithm we speak, and the password was not the reason (RFC 3261 22.2: the
+  /// same credentials again only where the nonce alone was wrong). `cnonce` is a fresh random
+  /// token.
+  bool take(const MessageView& response, std::vector<std::string>& answered,
+            std::string_view cnonce) {
+    const bool is_proxy = response.status_code() == 407;
+    const auto id = is_proxy ? HeaderId::proxy_authenticate : HeaderId::www_authenticate;
+    std::vector<DigestChallenge> challenges;
+    for (std::size_t field = response.find(id); field != response.header_count();
+         field = response.find_next(field)) {
+      for (std::string_view text : DigestChallenges(response.field(field).value)) {
+        const auto challenge = parse_challenge(text);
+        if (challenge && challenges.size() < max_challenges) challenges.push_back(*challenge);
+      }
+    }
+    const auto best = DigestClient::choose(challenges.data(), challenges.size());
+    if (!best) return false;
+    const DigestChallenge& challenge = challenges[*best];
+    std::string realm = (is_proxy ? "proxy " : "www ") + unquote(challenge.realm);
+    Answer& answer = answer_for(is_proxy, realm);
+    const bool was_answered = std::find(answered.begin(), answered.end(), realm) != answered.end();
+    if (was_answered && !challenge.stale) answer.refused = true;
+    if (answer.refused || answered.size() >= max_tries) return false;
+    if (answer.client.take(challenge, cnonce)) return false;
+    answered.push_back(std::move(realm));
+    return true;
+  }
+
+  /// Writes Authorization and Proxy-Authorization for one request, as far as challenges are known.
+  /// `uri` is the Request-URI as it is sent. Each call counts as one use of the nonces.
+  void write(Output& out, std::string_view method, std::string_view uri, std::string_view body) {
+    for (Answer& answer : answers_) {
+      if (answer.refused || !answer.client.is_ready()) continue;
+      const auto value = answer.client.authorize(username_, password_, method, uri, body);
+      if (!value) return static_cast<void>(out.fail(value.error().code));
+      write_header(out, answer.is_proxy ? HeaderId::proxy_authorization : HeaderId::authorization,
+                   *value);
+    }
+  }
+
+ private:
+  static constexpr std::size_t max_challenges = 16;
+  static constexpr std::size_t max_realms = 8;  ///< a server and some proxies on the way to it
+  static constexpr std::size_t max_tries = 4;
+
+  /// What one realm asked for last.
+  struct Answer {
+    bool is_proxy = false;
+    std::string realm;  ///< with "www " or "proxy " before it: each asks for itself
+    DigestClient client;
+    bool refused = false;
+  };
+
+  Answer& answer_for(bool is_proxy, const std::string& realm) {
+    for (Answer& answer : answers_) {
+      if (answer.realm == realm) return answer;
+    }
+    if (answers_.size() == max_realms) answers_.erase(answers_.begin());
+    answers_.emplace_back();
+    answers_.back().is_proxy = is_proxy;
+    answers_.back().realm = realm;
+    return answers_.back();
+  }
+
+  std::string username_;
+  std::string password_;
+  std::vector<Answer> answers_;
+};
+
+}  // namespace sipmsg
+
 // ========================================== agent.hpp ===========================================
 
 // agent: a user agent for messages, client and server in one, without sockets and without clock.
@@ -11786,6 +11888,9 @@ struct Outgoing {
   std::string call_id;
   /// Further ones, name and value; none of those above, and no Contact in a MESSAGE (RFC 3428 4).
   std::vector<std::pair<std::string, std::string>> headers;
+  /// The account that answers challenges (401, 407); one for all requests of an account, so that
+  /// its nonces are used again. Without it a challenge is the final answer.
+  std::shared_ptr<Login> login;
   /// Where to send it: a flow to a proxy, or to the recipient. Without one, the Request-URI must
   /// have a numeric host.
   std::optional<Flow> next_hop;
@@ -11891,6 +11996,12 @@ class Agent final : public TransactionUser {
     std::uint64_t hash = 0;
     Timer end;
   };
+  /// A request that waits for its answer.
+  struct Sent {
+    SentHandler done;
+    std::unique_ptr<Outgoing> again;    ///< what to send again with credentials; null without login
+    std::vector<std::string> answered;  ///< the realms that was done for
+  };
   /// A request to be sent, checked, its defaults filled in.
   struct Draft {
     std::string to;    ///< as it stands in the header
@@ -11916,8 +12027,8 @@ class Agent final : public TransactionUser {
 
   // What we send.
   Result<Draft> prepare(const Outgoing& outgoing);
-  void write(Output& out, const Outgoing& outgoing, const Draft& draft, std::string_view sent_by,
-             std::string_view branch) const;
+  void write(Output& out, const Outgoing& outgoing, const Draft& draft, Transport transport,
+             std::string_view sent_by, std::string_view branch) const;
   std::string random_token() {
     std::string token(token_size, '?');
     random_.write_token(&token[0], token.size());
@@ -11926,6 +12037,8 @@ class Agent final : public TransactionUser {
   inline void on_response(ClientTransaction client, const MessageView& response,
                           const Flow&) override;
   inline void on_failure(ClientTransaction client, Error error) override;
+  Result<ClientTransaction> transmit(const Outgoing& outgoing, const Draft& draft, Handle handle);
+  Error answer_challenge(Handle handle, const MessageView& response, bool& is_answered);
   void finish(ClientTransaction client, const Outcome& outcome);
 
   // What we receive.
@@ -11946,7 +12059,7 @@ class Agent final : public TransactionUser {
   SipHashKey tag_key_;
   SipHashKey seen_key_;
   std::shared_ptr<RequestHandler> on_message_;
-  Slab<SentHandler> sent_;
+  Slab<Sent> sent_;
   Timers timers_;
   TimerQueue& seen_ends_;
   Slab<Seen> seen_;
@@ -12082,9 +12195,24 @@ inline Result<Agent::Draft> Agent::prepare(const Outgoing& outgoing) {
 
 inline Error Agent::send(const Outgoing& outgoing, std::uint64_t now_ms, SentHandler done) {
   now_ms_ = now_ms;
-  auto draft = prepare(outgoing);
+  const auto draft = prepare(outgoing);
   if (!draft) return draft.error();
-  Flow& flow = draft->flow;
+  const Handle handle = sent_.create();
+  Sent& sent = *sent_.get(handle);
+  sent.done = std::move(done);
+  if (outgoing.login) {
+    sent.again = std::make_unique<Outgoing>(outgoing);
+    sent.again->call_id = draft->call_id;
+  }
+  const auto client = transmit(outgoing, *draft, handle);
+  if (!client) sent_.destroy(handle);
+  return client.error();
+}
+
+/// Writes a request with a branch and a CSeq of its own, and starts its transaction.
+inline Result<ClientTransaction> Agent::transmit(const Outgoing& outgoing, const Draft& draft,
+                                                 Handle handle) {
+  Flow flow = draft.flow;
   const std::string branch = "z9hG4bK" + random_token();
   cseq_ = (cseq_ + 1) & 0x7fffffff;
   Output out(nullptr, 0);
@@ -12092,7 +12220,7 @@ inline Error Agent::send(const Outgoing& outgoing, std::uint64_t now_ms, SentHan
     const auto sent_by = sink_.sent_by(flow);
     if (!sent_by) return sent_by.error();
     out = Output(scratch_.get(), scratch_size);
-    write(out, outgoing, *draft, *sent_by, branch);
+    write(out, outgoing, draft, flow.transport, *sent_by, branch);
     if (out.error().code == ErrorCode::no_room) return ErrorCode::too_large;
     if (out.error()) return out.error();
     // RFC 3261 18.1.1: what is over 1300 octets goes by a transport that fragments well.
@@ -12102,21 +12230,33 @@ inline Error Agent::send(const Outgoing& outgoing, std::uint64_t now_ms, SentHan
     flow.transport = Transport::tcp;
     flow.socket = 0;
   }
-  const Handle handle = sent_.create(std::move(done));
-  const auto client = layer_.send(flow, branch, outgoing.method, Slices(out.written()),
-                                  pack_handle(handle), now_ms);
-  if (!client) sent_.destroy(handle);
+  return layer_.send(flow, branch, outgoing.method, Slices(out.written()), pack_handle(handle),
+                     now_ms_);
+}
+
+/// RFC 3261 22.2: the same request once more, with credentials, Call-ID and tag as before and the
+/// next CSeq. `is_answered` says whether it is on its way; then the first answer is nobody's.
+inline Error Agent::answer_challenge(Handle handle, const MessageView& response,
+                                     bool& is_answered) {
+  is_answered = false;
+  Sent& sent = *sent_.get(handle);
+  if (!sent.again || !sent.again->login->take(response, sent.answered, random_token())) return {};
+  const auto draft = prepare(*sent.again);
+  if (!draft) return draft.error();
+  const auto client = transmit(*sent.again, *draft, handle);
+  is_answered = client.ok();
   return client.error();
 }
 
 inline void Agent::write(Output& out, const Outgoing& outgoing, const Draft& draft,
-                         std::string_view sent_by, std::string_view branch) const {
+                         Transport transport, std::string_view sent_by,
+                         std::string_view branch) const {
   std::array<char, 16> from_tag;
   write_hex(SipHash::of(tag_key_, draft.call_id), from_tag.data());
   RequestStart start;
   start.method = outgoing.method;
   start.request_uri = draft.request_uri;
-  start.transport = draft.flow.transport;
+  start.transport = transport;
   start.sent_by = sent_by;
   start.branch = branch;
   start.from = draft.from;
@@ -12126,6 +12266,9 @@ inline void Agent::write(Output& out, const Outgoing& outgoing, const Draft& dra
   start.cseq = cseq_;
   begin_request(out, start);
   for (const auto& header : outgoing.headers) write_header(out, header.first, header.second);
+  if (outgoing.login) {
+    outgoing.login->write(out, outgoing.method, draft.request_uri, outgoing.body);
+  }
   write_header(out, HeaderId::user_agent, options_.user_agent);
   write_body(out, outgoing.body.empty() ? std::string_view() : outgoing.content_type,
              outgoing.body);
@@ -12134,6 +12277,15 @@ inline void Agent::write(Output& out, const Outgoing& outgoing, const Draft& dra
 inline void Agent::on_response(ClientTransaction client, const MessageView& response, const Flow&) {
   if (response.status_code() < 200) return;
   Outcome outcome;
+  if (response.status_code() == 401 || response.status_code() == 407) {
+    const Handle handle = unpack_handle(layer_.user_data(client));
+    bool is_answered = false;
+    if (sent_.get(handle) != nullptr) {
+      outcome.error = answer_challenge(handle, response, is_answered);
+    }
+    if (is_answered) return;
+    if (outcome.error) return finish(client, outcome);
+  }
   outcome.code = response.status_code();
   outcome.reason = std::string(response.reason_phrase());
   outcome.response = &response;
@@ -12148,9 +12300,9 @@ inline void Agent::on_failure(ClientTransaction client, Error error) {
 
 inline void Agent::finish(ClientTransaction client, const Outcome& outcome) {
   const Handle handle = unpack_handle(layer_.user_data(client));
-  SentHandler* sent = sent_.get(handle);
+  Sent* sent = sent_.get(handle);
   if (sent == nullptr) return;
-  const SentHandler done = std::move(*sent);
+  const SentHandler done = std::move(sent->done);
   sent_.destroy(handle);
   if (done) done(outcome);
 }
@@ -13265,7 +13417,8 @@ struct TcpOptions {
   std::size_t max_queued = std::size_t{256} << 10;        ///< waiting to be sent on one connection
   std::size_t max_queued_in_all = std::size_t{16} << 20;  ///< on all connections together
   std::size_t max_connections = 10000;
-  std::size_t max_connections_per_address = 1000;  ///< accepted from one IP address
+  /// Accepted from one IPv4 address, or from one IPv6 network of 64 bits.
+  std::size_t max_connections_per_address = 1000;
 };
 
 /// What holds for one listener and the connections it accepts.
@@ -13353,6 +13506,13 @@ struct TcpConnection {
   bool has_shut_down = false;  ///< all is sent, and the peer knows that it was all
 };
 
+/// Whom the connections of an address are counted for. An IPv6 address counts with its whole
+/// network, of which each subscriber has one, and 2^64 addresses in it.
+inline IpAddress peer_network(IpAddress ip) {
+  if (ip.is_ipv6()) std::fill(ip.octets.begin() + 8, ip.octets.end(), std::uint8_t{0});
+  return ip;
+}
+
 struct TcpListener {
   uv_tcp_t handle;
   std::shared_ptr<TcpCore> core;
@@ -13404,9 +13564,9 @@ class TcpCore : public std::enable_shared_from_this<TcpCore> {
     TcpListener* open = nullptr;
     Timer retry;
   };
-  /// How many connections one address has.
+  /// How many connections one address or network has.
   struct Peer {
-    IpAddress ip;
+    IpAddress network;
     std::size_t connections = 0;
   };
   /// Octets that wait. It stands at the front of a block of the pool, the octets behind it.
@@ -13427,6 +13587,7 @@ class TcpCore : public std::enable_shared_from_this<TcpCore> {
   // -- the life of a connection --
   TcpConnection& create(std::size_t max_message);
   bool has_place_for(const IpAddress& ip);
+  std::uint32_t find_peer(const IpAddress& network) const;
   void enter(TcpConnection& connection);
   void open(TcpConnection& connection);
   void forget(TcpConnection& connection);
@@ -13478,7 +13639,7 @@ class TcpCore : public std::enable_shared_from_this<TcpCore> {
   HashIndex by_number_;
   HashIndex by_remote_;
   Slab<Peer> peers_;
-  HashIndex by_ip_;
+  HashIndex by_network_;
   std::uint32_t last_number_ = first_connection_number - 1;
   uv_timer_t flush_timer_;
   std::shared_ptr<TcpCore> self_;  ///< while the flush timer is open
@@ -13608,8 +13769,7 @@ inline TcpConnection& TcpCore::create(std::size_t max_message) {
 /// Whether one more may be accepted from there; the one in question counts already.
 inline bool TcpCore::has_place_for(const IpAddress& ip) {
   if (connections_.size() > options_.max_connections) return false;
-  const std::uint32_t peer = by_ip_.find(
-      hash_of(ip), [&](std::uint32_t candidate) { return peers_.at(candidate).ip == ip; });
+  const std::uint32_t peer = find_peer(peer_network(ip));
   return peer == HashIndex::npos ||
          peers_.at(peer).connections < options_.max_connections_per_address;
 }
@@ -13624,13 +13784,12 @@ inline void TcpCore::enter(TcpConnection& connection) {
   by_number_.insert(hash_of(connection.number), connection.place.index);
   by_remote_.insert(hash_of(connection.remote), connection.place.index);
 
-  const IpAddress& ip = connection.remote.ip;
-  connection.peer = by_ip_.find(
-      hash_of(ip), [&](std::uint32_t candidate) { return peers_.at(candidate).ip == ip; });
+  const IpAddress network = peer_network(connection.remote.ip);
+  connection.peer = find_peer(network);
   if (connection.peer == HashIndex::npos) {
     connection.peer = peers_.create().index;
-    peers_.at(connection.peer).ip = ip;
-    by_ip_.insert(hash_of(ip), connection.peer);
+    peers_.at(connection.peer).network = network;
+    by_network_.insert(hash_of(network), connection.peer);
   }
   ++peers_.at(connection.peer).connections;
 }
@@ -13680,8 +13839,8 @@ inline Result<std::uint32_t> TcpCore::connect(const SocketAddress& remote) {
 inline void TcpCore::open(TcpConnection& connection) {
   connection.state = State::open;
   uv_tcp_nodelay(&connection.handle, 1);
-  constexpr unsigned quiet_s =
-      60;  // then the system asks whether the peer's machine is still there
+  // After so long without a sign of life the system asks whether the peer's machine is still there.
+  constexpr unsigned quiet_s = 60;
   uv_tcp_keepalive(&connection.handle, 1, quiet_s);
   start_reading(connection);
 }
@@ -13715,7 +13874,7 @@ inline void TcpCore::on_closed(TcpConnection& connection) {
   if (connection.peer != HashIndex::npos) {
     Peer& peer = peers_.at(connection.peer);
     if (--peer.connections == 0) {
-      by_ip_.erase(hash_of(peer.ip), connection.peer);
+      by_network_.erase(hash_of(peer.network), connection.peer);
       peers_.destroy(peers_.handle_of(connection.peer));
     }
   }
@@ -13732,7 +13891,7 @@ inline void TcpCore::drain(TcpConnection& connection, Error why) {
   connection.why = why;
   // Reading goes on: data left unread would make the system break the connection off, and take the
   // last answer from the peer.
-  start_reading(connection);
+  if (!connection.peer_is_done) start_reading(connection);
   const int status = uv_shutdown(&connection.shutdown_request, as<uv_stream_t>(&connection.handle),
                                  [](uv_shutdown_t* request, int shutdown_status) {
                                    TcpConnection& done = of(request->data);
@@ -14028,6 +14187,12 @@ inline std::uint64_t TcpCore::hash_of(const SocketAddress& address) const {
   hash.update(address.ip.bytes());
   hash.update({reinterpret_cast<const char*>(numbers), sizeof numbers});
   return hash.finish();
+}
+
+inline std::uint32_t TcpCore::find_peer(const IpAddress& network) const {
+  return by_network_.find(hash_of(network), [&](std::uint32_t candidate) {
+    return peers_.at(candidate).network == network;
+  });
 }
 
 inline TcpConnection* TcpCore::find(std::uint32_t number) {

@@ -133,15 +133,17 @@ TEST_CASE("an endpoint may be destroyed inside its own callbacks") {
     Pair pair;
     pair.bob.on_message([](const Message&, Reply reply) { reply.send(200); });
     auto doomed = std::make_unique<Endpoint>(pair.loop.uv());
-    REQUIRE_FALSE(doomed->send(pair.to_bob(Transport::tcp), [&](const Outcome&) { doomed.reset(); }));
+    REQUIRE_FALSE(
+        doomed->send(pair.to_bob(Transport::tcp), [&](const Outcome&) { doomed.reset(); }));
     REQUIRE(pair.loop.run_until([&] { return !doomed; }));
   }
 }
 
 TEST_CASE("a handler may replace itself and the endpoint may be closed inside it") {
-  Pair pair;
   int first = 0;
   int second = 0;
+  int answers = 0;  // before the pair: its end tells whoever still waits
+  Pair pair;
   pair.bob.on_message([&](const Message&, Reply reply) {
     ++first;
     reply.send(200);
@@ -151,7 +153,6 @@ TEST_CASE("a handler may replace itself and the endpoint may be closed inside it
       pair.bob.close();
     });
   });
-  int answers = 0;
   const auto count = [&](const Outcome&) { ++answers; };
   REQUIRE_FALSE(pair.alice.send(pair.to_bob(Transport::udp), count));
   REQUIRE(pair.loop.run_until([&] { return answers == 1; }));

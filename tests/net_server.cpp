@@ -40,7 +40,7 @@ Settings test_settings() {
 class Phone {
  public:
   Phone(test::EventLoop& loop, const Server& server, std::string name, Transport transport)
-      : endpoint(loop.uv()), name_(std::move(name)) {
+      : name_(std::move(name)), endpoint(loop.uv()) {
     for (const sipmsg::Listener& listener : server.listeners()) {
       if (listener.transport == transport) hop_ = Flow{transport, 0, listener.address};
     }
@@ -76,13 +76,15 @@ class Phone {
         outgoing, [this](const Outcome& outcome) { answers.push_back(outcome.code); }));
   }
 
-  Endpoint endpoint;
   std::vector<std::string> received;
   std::vector<int> answers;
 
  private:
   std::string name_;
   Flow hop_;
+
+ public:
+  Endpoint endpoint;  ///< the last: its end tells whoever still waits
 };
 
 struct Fixture {

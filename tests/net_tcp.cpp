@@ -584,6 +584,15 @@ TEST_CASE("more connections than the limits allow are closed at once, and others
   }
 }
 
+TEST_CASE("connections are counted by IPv4 address, and by IPv6 network") {
+  const auto network = [](std::string_view ip) {
+    return to_text(detail::peer_network(*parse_ip(ip)));
+  };
+  CHECK(network("192.0.2.7") == "192.0.2.7");
+  CHECK(network("2001:db8:1:2:3:4:5:6") == "2001:db8:1:2::");
+  CHECK(network("::1") == "::");
+}
+
 TEST_CASE("a system without file descriptors pauses the listener, which then comes back") {
   TcpOptions options;
   options.accept_retry_ms = 30;

@@ -51,8 +51,8 @@ const char* verdict_name(DigestVerdict verdict) {
 }
 
 /// One server, and a client of it that knows its way.
-struct Login {
-  explicit Login(DigestOptions options = {}) : server(std::move(options), secret) {}
+struct Attempt {
+  explicit Attempt(DigestOptions options = {}) : server(std::move(options), secret) {}
 
   /// A fresh nonce, taken over by the client; `edit_from` in the challenge becomes `edit_to`.
   void challenge(const std::string& edit_from = "", const std::string& edit_to = "") {
@@ -478,7 +478,7 @@ TEST_CASE("the right password is let in with every algorithm and quality of prot
         const DigestAlgorithm algorithm{hash, session};
         CAPTURE(algorithm.name());
         CAPTURE(qop);
-        Login login(options_for("r\\\"", {algorithm}));
+        Attempt login(options_for("r\\\"", {algorithm}));
         login.challenge(no_qop, qop);
         const std::string value = login.authorization();
         CHECK(login.check(value, DigestSecret::password("pw102")) == "wrong_response");
@@ -495,7 +495,7 @@ TEST_CASE("the right password is let in with every algorithm and quality of prot
 }
 
 TEST_CASE("a stored HA1 is good for its own hash only") {
-  Login login(options_for("r", {{DigestHash::sha_256, false}}));
+  Attempt login(options_for("r", {{DigestHash::sha_256, false}}));
   login.challenge();
   const std::string value = login.authorization();
   const std::string ha1(digest_ha1(DigestHash::sha_256, "101", "r", "pw101").view());
@@ -504,7 +504,7 @@ TEST_CASE("a stored HA1 is good for its own hash only") {
 }
 
 TEST_CASE("an empty password is a password, and an unknown user has none") {
-  Login login;
+  Attempt login;
   login.password.clear();
   login.challenge();
   const std::string value = login.authorization();
@@ -513,7 +513,7 @@ TEST_CASE("an empty password is a password, and an unknown user has none") {
 }
 
 TEST_CASE("whatever the response covers cannot be changed on the way") {
-  Login login;
+  Attempt login;
   login.challenge();
   const std::string value = login.authorization();
   CHECK(login.check(replaced(value, "username=\"101\"", "username=\"100\"")) == "wrong_response");
@@ -534,7 +534,7 @@ TEST_CASE("whatever the response covers cannot be changed on the way") {
 }
 
 TEST_CASE("credentials for somebody else are told from wrong ones") {
-  Login login;
+  Attempt login;
   login.challenge();
   const std::string value = login.authorization();
   CHECK(login.check("Basic QTpC") == "wrong_scheme");
@@ -576,7 +576,7 @@ TEST_CASE("the digest-uri must name the user and host of the request, in any spe
     for (bool check_uri : {true, false}) {
       DigestOptions options;
       options.check_uri = check_uri;
-      Login login(options);
+      Attempt login(options);
       login.challenge();
       login.uri = row.digest_uri;
       const std::string value = login.authorization();
@@ -589,7 +589,7 @@ TEST_CASE("the digest-uri must name the user and host of the request, in any spe
 TEST_CASE("a nonce older than its lifetime is stale, but only for who knows the password") {
   DigestOptions options;
   options.nonce_lifetime_s = 10;
-  Login login(options);
+  Attempt login(options);
   login.challenge();
   const std::string first = login.authorization();
   const std::string second = login.authorization();
@@ -608,7 +608,7 @@ TEST_CASE("a nonce older than its lifetime is stale, but only for who knows the 
 }
 
 TEST_CASE("a nonce is good for the address it was given to, and only as it was given") {
-  Login login;
+  Attempt login;
   login.challenge();
   const std::string value = login.authorization();
   login.address = address_b;
@@ -639,7 +639,7 @@ TEST_CASE("a nonce is good for the address it was given to, and only as it was g
 }
 
 TEST_CASE("each nonce-count is accepted once, out of order by up to 63") {
-  Login login;
+  Attempt login;
   login.challenge();
   std::vector<std::string> values;  // values[n] has the count n + 1
   for (int i = 0; i < 200; ++i) values.push_back(login.authorization());
@@ -660,7 +660,7 @@ TEST_CASE("each nonce-count is accepted once, out of order by up to 63") {
 }
 
 TEST_CASE("a nonce used without qop is good for one request, and for none if it was used before") {
-  Login login;
+  Attempt login;
   login.challenge(no_qop);
   const std::string first = login.authorization();
   login.body = "another";
@@ -673,7 +673,7 @@ TEST_CASE("a nonce used without qop is good for one request, and for none if it 
 }
 
 TEST_CASE("a nonce used with a count is no good without, nor the other way round") {
-  Login login;
+  Attempt login;
   const auto sign = [&login](DigestClient& client) {
     return *client.authorize("101", "pw101", login.method, login.uri, login.body);
   };
@@ -708,7 +708,7 @@ TEST_CASE("a nonce used with a count is no good without, nor the other way round
 TEST_CASE("wrong passwords take no place among the remembered nonces") {
   DigestOptions options;
   options.max_remembered_nonces = 8;
-  Login login(options);
+  Attempt login(options);
   login.challenge();
   const std::string early = login.authorization();
   login.password = "wrong";
@@ -722,7 +722,7 @@ TEST_CASE("wrong passwords take no place among the remembered nonces") {
 TEST_CASE("a full memory refuses what it forgot and lets a fresh nonce in") {
   DigestOptions options;
   options.max_remembered_nonces = 8;
-  Login login(options);
+  Attempt login(options);
   std::vector<std::string> values;
   for (int i = 0; i < 12; ++i) {
     login.challenge();
@@ -744,7 +744,7 @@ TEST_CASE("nothing is accepted twice, however small the memory") {
     CAPTURE(size);
     DigestOptions options;
     options.max_remembered_nonces = size;
-    Login login(options);
+    Attempt login(options);
     Random random(SipHashKey{1, 2, 3});
     std::vector<std::string> values;
     for (int i = 0; i < 100; ++i) {

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "hash.hpp"
+#include "login.hpp"
 #include "pool.hpp"
 #include "timer.hpp"
 #include "transaction.hpp"
@@ -40,6 +41,9 @@ struct Outgoing {
   std::string call_id;
   /// Further ones, name and value; none of those above, and no Contact in a MESSAGE (RFC 3428 4).
   std::vector<std::pair<std::string, std::string>> headers;
+  /// The account that answers challenges (401, 407); one for all requests of an account, so that
+  /// its nonces are used again. Without it a challenge is the final answer.
+  std::shared_ptr<Login> login;
   /// Where to send it: a flow to a proxy, or to the recipient. Without one, the Request-URI must
   /// have a numeric host.
   std::optional<Flow> next_hop;
@@ -145,6 +149,12 @@ class Agent final : public TransactionUser {
     std::uint64_t hash = 0;
     Timer end;
   };
+  /// A request that waits for its answer.
+  struct Sent {
+    SentHandler done;
+    std::unique_ptr<Outgoing> again;    ///< what to send again with credentials; null without login
+    std::vector<std::string> answered;  ///< the realms that was done for
+  };
   /// A request to be sent, checked, its defaults filled in.
   struct Draft {
     std::string to;    ///< as it stands in the header
@@ -170,8 +180,8 @@ class Agent final : public TransactionUser {
 
   // What we send.
   Result<Draft> prepare(const Outgoing& outgoing);
-  void write(Output& out, const Outgoing& outgoing, const Draft& draft, std::string_view sent_by,
-             std::string_view branch) const;
+  void write(Output& out, const Outgoing& outgoing, const Draft& draft, Transport transport,
+             std::string_view sent_by, std::string_view branch) const;
   std::string random_token() {
     std::string token(token_size, '?');
     random_.write_token(&token[0], token.size());
@@ -180,6 +190,8 @@ class Agent final : public TransactionUser {
   inline void on_response(ClientTransaction client, const MessageView& response,
                           const Flow&) override;
   inline void on_failure(ClientTransaction client, Error error) override;
+  Result<ClientTransaction> transmit(const Outgoing& outgoing, const Draft& draft, Handle handle);
+  Error answer_challenge(Handle handle, const MessageView& response, bool& is_answered);
   void finish(ClientTransaction client, const Outcome& outcome);
 
   // What we receive.
@@ -200,7 +212,7 @@ class Agent final : public TransactionUser {
   SipHashKey tag_key_;
   SipHashKey seen_key_;
   std::shared_ptr<RequestHandler> on_message_;
-  Slab<SentHandler> sent_;
+  Slab<Sent> sent_;
   Timers timers_;
   TimerQueue& seen_ends_;
   Slab<Seen> seen_;
@@ -336,9 +348,24 @@ inline Result<Agent::Draft> Agent::prepare(const Outgoing& outgoing) {
 
 inline Error Agent::send(const Outgoing& outgoing, std::uint64_t now_ms, SentHandler done) {
   now_ms_ = now_ms;
-  auto draft = prepare(outgoing);
+  const auto draft = prepare(outgoing);
   if (!draft) return draft.error();
-  Flow& flow = draft->flow;
+  const Handle handle = sent_.create();
+  Sent& sent = *sent_.get(handle);
+  sent.done = std::move(done);
+  if (outgoing.login) {
+    sent.again = std::make_unique<Outgoing>(outgoing);
+    sent.again->call_id = draft->call_id;
+  }
+  const auto client = transmit(outgoing, *draft, handle);
+  if (!client) sent_.destroy(handle);
+  return client.error();
+}
+
+/// Writes a request with a branch and a CSeq of its own, and starts its transaction.
+inline Result<ClientTransaction> Agent::transmit(const Outgoing& outgoing, const Draft& draft,
+                                                 Handle handle) {
+  Flow flow = draft.flow;
   const std::string branch = "z9hG4bK" + random_token();
   cseq_ = (cseq_ + 1) & 0x7fffffff;
   Output out(nullptr, 0);
@@ -346,7 +373,7 @@ inline Error Agent::send(const Outgoing& outgoing, std::uint64_t now_ms, SentHan
     const auto sent_by = sink_.sent_by(flow);
     if (!sent_by) return sent_by.error();
     out = Output(scratch_.get(), scratch_size);
-    write(out, outgoing, *draft, *sent_by, branch);
+    write(out, outgoing, draft, flow.transport, *sent_by, branch);
     if (out.error().code == ErrorCode::no_room) return ErrorCode::too_large;
     if (out.error()) return out.error();
     // RFC 3261 18.1.1: what is over 1300 octets goes by a transport that fragments well.
@@ -356,21 +383,33 @@ inline Error Agent::send(const Outgoing& outgoing, std::uint64_t now_ms, SentHan
     flow.transport = Transport::tcp;
     flow.socket = 0;
   }
-  const Handle handle = sent_.create(std::move(done));
-  const auto client = layer_.send(flow, branch, outgoing.method, Slices(out.written()),
-                                  pack_handle(handle), now_ms);
-  if (!client) sent_.destroy(handle);
+  return layer_.send(flow, branch, outgoing.method, Slices(out.written()), pack_handle(handle),
+                     now_ms_);
+}
+
+/// RFC 3261 22.2: the same request once more, with credentials, Call-ID and tag as before and the
+/// next CSeq. `is_answered` says whether it is on its way; then the first answer is nobody's.
+inline Error Agent::answer_challenge(Handle handle, const MessageView& response,
+                                     bool& is_answered) {
+  is_answered = false;
+  Sent& sent = *sent_.get(handle);
+  if (!sent.again || !sent.again->login->take(response, sent.answered, random_token())) return {};
+  const auto draft = prepare(*sent.again);
+  if (!draft) return draft.error();
+  const auto client = transmit(*sent.again, *draft, handle);
+  is_answered = client.ok();
   return client.error();
 }
 
 inline void Agent::write(Output& out, const Outgoing& outgoing, const Draft& draft,
-                         std::string_view sent_by, std::string_view branch) const {
+                         Transport transport, std::string_view sent_by,
+                         std::string_view branch) const {
   std::array<char, 16> from_tag;
   write_hex(SipHash::of(tag_key_, draft.call_id), from_tag.data());
   RequestStart start;
   start.method = outgoing.method;
   start.request_uri = draft.request_uri;
-  start.transport = draft.flow.transport;
+  start.transport = transport;
   start.sent_by = sent_by;
   start.branch = branch;
   start.from = draft.from;
@@ -380,6 +419,9 @@ inline void Agent::write(Output& out, const Outgoing& outgoing, const Draft& dra
   start.cseq = cseq_;
   begin_request(out, start);
   for (const auto& header : outgoing.headers) write_header(out, header.first, header.second);
+  if (outgoing.login) {
+    outgoing.login->write(out, outgoing.method, draft.request_uri, outgoing.body);
+  }
   write_header(out, HeaderId::user_agent, options_.user_agent);
   write_body(out, outgoing.body.empty() ? std::string_view() : outgoing.content_type,
              outgoing.body);
@@ -388,6 +430,15 @@ inline void Agent::write(Output& out, const Outgoing& outgoing, const Draft& dra
 inline void Agent::on_response(ClientTransaction client, const MessageView& response, const Flow&) {
   if (response.status_code() < 200) return;
   Outcome outcome;
+  if (response.status_code() == 401 || response.status_code() == 407) {
+    const Handle handle = unpack_handle(layer_.user_data(client));
+    bool is_answered = false;
+    if (sent_.get(handle) != nullptr) {
+      outcome.error = answer_challenge(handle, response, is_answered);
+    }
+    if (is_answered) return;
+    if (outcome.error) return finish(client, outcome);
+  }
   outcome.code = response.status_code();
   outcome.reason = std::string(response.reason_phrase());
   outcome.response = &response;
@@ -402,9 +453,9 @@ inline void Agent::on_failure(ClientTransaction client, Error error) {
 
 inline void Agent::finish(ClientTransaction client, const Outcome& outcome) {
   const Handle handle = unpack_handle(layer_.user_data(client));
-  SentHandler* sent = sent_.get(handle);
+  Sent* sent = sent_.get(handle);
   if (sent == nullptr) return;
-  const SentHandler done = std::move(*sent);
+  const SentHandler done = std::move(sent->done);
   sent_.destroy(handle);
   if (done) done(outcome);
 }

@@ -27,6 +27,7 @@
 #include "transaction.hpp"  // one request and its answers, sent again until they arrive
 #include "relay.hpp"        // one MESSAGE to every binding, and the best answer back
 #include "proxy.hpp"        // the server's decisions: register, relay, answer, refuse
+#include "login.hpp"        // a client's side of the password question
 #include "agent.hpp"        // the two ends: sends requests, receives them, answers
 
 // Below this line the parts see libuv; SIPMSG_NO_UV leaves them out.

@@ -278,9 +278,9 @@ class DigestChallenges {
    private:
     void read() {
       at_end_ = rest_.empty();
-      std::size_t comma = find_outside_quotes(rest_, ",");
+      std::size_t comma = find_outside_quotes(rest_, ',');
       while (comma < rest_.size() && !begins_challenge(rest_.substr(comma + 1))) {
-        comma = find_outside_quotes(rest_, ",", comma + 1);
+        comma = find_outside_quotes(rest_, ',', comma + 1);
       }
       current_ = trim(rest_.substr(0, comma));
       rest_ = comma < rest_.size() ? rest_.substr(comma + 1) : std::string_view();

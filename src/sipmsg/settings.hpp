@@ -47,7 +47,7 @@ struct ListenerSettings {
 
 struct TransportSettings {
   std::uint32_t tcp_keepalive_s = 120;  ///< between pings on connections made by us; 0: none
-  std::uint32_t tcp_write_limit_octets = 262144;  ///< waiting on one connection, then it is closed
+  std::uint32_t tcp_write_limit_octets = 262144;  ///< waiting on one connection; more is refused
   std::uint32_t max_connections = 10000;
   std::uint32_t max_connections_per_address = 1000;
 };

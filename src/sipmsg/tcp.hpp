@@ -49,7 +49,8 @@ struct TcpOptions {
   std::size_t max_queued = std::size_t{256} << 10;        ///< waiting to be sent on one connection
   std::size_t max_queued_in_all = std::size_t{16} << 20;  ///< on all connections together
   std::size_t max_connections = 10000;
-  std::size_t max_connections_per_address = 1000;  ///< accepted from one IP address
+  /// Accepted from one IPv4 address, or from one IPv6 network of 64 bits.
+  std::size_t max_connections_per_address = 1000;
 };
 
 /// What holds for one listener and the connections it accepts.
@@ -137,6 +138,13 @@ struct TcpConnection {
   bool has_shut_down = false;  ///< all is sent, and the peer knows that it was all
 };
 
+/// Whom the connections of an address are counted for. An IPv6 address counts with its whole
+/// network, of which each subscriber has one, and 2^64 addresses in it.
+inline IpAddress peer_network(IpAddress ip) {
+  if (ip.is_ipv6()) std::fill(ip.octets.begin() + 8, ip.octets.end(), std::uint8_t{0});
+  return ip;
+}
+
 struct TcpListener {
   uv_tcp_t handle;
   std::shared_ptr<TcpCore> core;
@@ -188,9 +196,9 @@ class TcpCore : public std::enable_shared_from_this<TcpCore> {
     TcpListener* open = nullptr;
     Timer retry;
   };
-  /// How many connections one address has.
+  /// How many connections one address or network has.
   struct Peer {
-    IpAddress ip;
+    IpAddress network;
     std::size_t connections = 0;
   };
   /// Octets that wait. It stands at the front of a block of the pool, the octets behind it.
@@ -211,6 +219,7 @@ class TcpCore : public std::enable_shared_from_this<TcpCore> {
   // -- the life of a connection --
   TcpConnection& create(std::size_t max_message);
   bool has_place_for(const IpAddress& ip);
+  std::uint32_t find_peer(const IpAddress& network) const;
   void enter(TcpConnection& connection);
   void open(TcpConnection& connection);
   void forget(TcpConnection& connection);
@@ -262,7 +271,7 @@ class TcpCore : public std::enable_shared_from_this<TcpCore> {
   HashIndex by_number_;
   HashIndex by_remote_;
   Slab<Peer> peers_;
-  HashIndex by_ip_;
+  HashIndex by_network_;
   std::uint32_t last_number_ = first_connection_number - 1;
   uv_timer_t flush_timer_;
   std::shared_ptr<TcpCore> self_;  ///< while the flush timer is open
@@ -392,8 +401,7 @@ inline TcpConnection& TcpCore::create(std::size_t max_message) {
 /// Whether one more may be accepted from there; the one in question counts already.
 inline bool TcpCore::has_place_for(const IpAddress& ip) {
   if (connections_.size() > options_.max_connections) return false;
-  const std::uint32_t peer = by_ip_.find(
-      hash_of(ip), [&](std::uint32_t candidate) { return peers_.at(candidate).ip == ip; });
+  const std::uint32_t peer = find_peer(peer_network(ip));
   return peer == HashIndex::npos ||
          peers_.at(peer).connections < options_.max_connections_per_address;
 }
@@ -408,13 +416,12 @@ inline void TcpCore::enter(TcpConnection& connection) {
   by_number_.insert(hash_of(connection.number), connection.place.index);
   by_remote_.insert(hash_of(connection.remote), connection.place.index);
 
-  const IpAddress& ip = connection.remote.ip;
-  connection.peer = by_ip_.find(
-      hash_of(ip), [&](std::uint32_t candidate) { return peers_.at(candidate).ip == ip; });
+  const IpAddress network = peer_network(connection.remote.ip);
+  connection.peer = find_peer(network);
   if (connection.peer == HashIndex::npos) {
     connection.peer = peers_.create().index;
-    peers_.at(connection.peer).ip = ip;
-    by_ip_.insert(hash_of(ip), connection.peer);
+    peers_.at(connection.peer).network = network;
+    by_network_.insert(hash_of(network), connection.peer);
   }
   ++peers_.at(connection.peer).connections;
 }
@@ -464,8 +471,8 @@ inline Result<std::uint32_t> TcpCore::connect(const SocketAddress& remote) {
 inline void TcpCore::open(TcpConnection& connection) {
   connection.state = State::open;
   uv_tcp_nodelay(&connection.handle, 1);
-  constexpr unsigned quiet_s =
-      60;  // then the system asks whether the peer's machine is still there
+  // After so long without a sign of life the system asks whether the peer's machine is still there.
+  constexpr unsigned quiet_s = 60;
   uv_tcp_keepalive(&connection.handle, 1, quiet_s);
   start_reading(connection);
 }
@@ -499,7 +506,7 @@ inline void TcpCore::on_closed(TcpConnection& connection) {
   if (connection.peer != HashIndex::npos) {
     Peer& peer = peers_.at(connection.peer);
     if (--peer.connections == 0) {
-      by_ip_.erase(hash_of(peer.ip), connection.peer);
+      by_network_.erase(hash_of(peer.network), connection.peer);
       peers_.destroy(peers_.handle_of(connection.peer));
     }
   }
@@ -516,7 +523,7 @@ inline void TcpCore::drain(TcpConnection& connection, Error why) {
   connection.why = why;
   // Reading goes on: data left unread would make the system break the connection off, and take the
   // last answer from the peer.
-  start_reading(connection);
+  if (!connection.peer_is_done) start_reading(connection);
   const int status = uv_shutdown(&connection.shutdown_request, as<uv_stream_t>(&connection.handle),
                                  [](uv_shutdown_t* request, int shutdown_status) {
                                    TcpConnection& done = of(request->data);
@@ -812,6 +819,12 @@ inline std::uint64_t TcpCore::hash_of(const SocketAddress& address) const {
   hash.update(address.ip.bytes());
   hash.update({reinterpret_cast<const char*>(numbers), sizeof numbers});
   return hash.finish();
+}
+
+inline std::uint32_t TcpCore::find_peer(const IpAddress& network) const {
+  return by_network_.find(hash_of(network), [&](std::uint32_t candidate) {
+    return peers_.at(candidate).network == network;
+  });
 }
 
 inline TcpConnection* TcpCore::find(std::uint32_t number) {

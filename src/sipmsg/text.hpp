@@ -275,10 +275,6 @@ constexpr std::size_t find_outside_quotes(std::string_view text, char stop, std:
   }
   return text.size();
 }
-constexpr std::size_t find_outside_quotes(std::string_view text, std::string_view stop,
-                                          std::size_t begin = 0) {
-  return find_outside_quotes(text, stop.front(), begin);
-}
 
 /// One parameter as it is written: `value` is empty for `;lr`, and still quoted for `;a="b"`.
 struct Parameter {

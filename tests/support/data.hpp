@@ -16,7 +16,8 @@ inline std::string read_data(const std::string& name) {
   REQUIRE_MESSAGE(file != nullptr, "cannot open " << path);
   std::string bytes;
   char buffer[4096];
-  for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, file)) > 0;) bytes.append(buffer, n);
+  for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, file)) > 0;)
+    bytes.append(buffer, n);
   std::fclose(file);
   return bytes;
 }
