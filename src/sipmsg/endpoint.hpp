@@ -135,6 +135,7 @@ class Endpoint {
 
   /// Whom to call for each MESSAGE. Without a handler they are refused with 405.
   void on_message(MessageHandler handler);
+  /// Whom to show every message, in or out. It looks on: it must not call this Endpoint from there.
   void on_trace(Transports::TraceHandler handler) {
     core_->transports().on_trace(std::move(handler));
   }

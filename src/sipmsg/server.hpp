@@ -458,6 +458,7 @@ class Server {
   Error resume(RouteKey key, const Verdict& verdict) { return core_->resume(key, verdict); }
 
   void on_log(LogHandler handler) { core_->on_log(std::move(handler)); }
+  /// Whom to show every message, in or out. It looks on: it must not call this Server from there.
   void on_trace(Transports::TraceHandler handler) {
     core_->transports().on_trace(std::move(handler));
   }
