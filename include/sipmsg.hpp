@@ -12494,6 +12494,8 @@ class Agent final : public TransactionUser {
 
   /// How many requests of ours wait for an answer.
   std::size_t waiting() const { return sent_.size(); }
+  /// How many deadlines are remembered, some of them of requests that have ended.
+  std::size_t kept_deadlines() const { return deadlines_.size(); }
   /// How many transactions there are, those among them that are only there to absorb what is late.
   std::size_t transactions() const { return layer_.size(); }
   /// Octets held by kept messages.
@@ -16461,6 +16463,7 @@ namespace detail {
 /// Everything of an Endpoint. Lives until the Endpoint is gone and the last callback has returned.
 class EndpointCore final : public TransportReceiver,
                            public Alarm,
+                           private NameService,
                            public std::enable_shared_from_this<EndpointCore> {
  public:
   EndpointCore(uv_loop_t* loop, AgentOptions options, const SipHashKey& secret)
@@ -16494,6 +16497,7 @@ class EndpointCore final : public TransportReceiver,
     closed_ = true;
     agent_.close();
     agent_.on_message(nullptr);
+    dns_.close();
     transports_.close();
     loop_->close();
     for (const auto& registration : std::exchange(registrations_, {})) registration->close();
@@ -16503,12 +16507,35 @@ class EndpointCore final : public TransportReceiver,
   EndpointCore(std::unique_ptr<Loop> loop, AgentOptions options, const SipHashKey& secret)
       : Alarm(*loop),
         loop_(std::move(loop)),
+        dns_(*loop_),
+        names_(options.names != nullptr ? *options.names : dns_),
         transports_(*loop_, *this),
-        agent_(complete(std::move(options)), transports_, secret) {}
+        agent_(complete(std::move(options), *this), transports_, secret) {}
 
-  static AgentOptions complete(AgentOptions options) {
+  static AgentOptions complete(AgentOptions options, NameService& names) {
     if (options.unix_time_s == nullptr) options.unix_time_s = &sipmsg::unix_time_s;
+    options.names = &names;
     return options;
+  }
+
+  // The agent goes on in `advance`, when what it asked for is there: the alarm has to know.
+  void look_up_addresses(const std::string& host, AddressHandler done) override {
+    names_.look_up_addresses(host, [weak = weak_from_this(), done = std::move(done)](
+                                       Error error, const std::vector<IpAddress>& addresses) {
+      const auto self = weak.lock();
+      if (!self || self->closed_) return;
+      done(error, addresses);
+      self->rearm();
+    });
+  }
+  void look_up_srv(const std::string& name, SrvHandler done) override {
+    names_.look_up_srv(name, [weak = weak_from_this(), done = std::move(done)](
+                                 Error error, const std::vector<SrvRecord>& records) {
+      const auto self = weak.lock();
+      if (!self || self->closed_) return;
+      done(error, records);
+      self->rearm();
+    });
   }
 
   void on_message(const MessageView& message, Error error, const Flow& flow) override {
@@ -16547,6 +16574,8 @@ class EndpointCore final : public TransportReceiver,
   }
 
   std::unique_ptr<Loop> loop_;
+  Dns dns_;
+  NameService& names_;  ///< the application's, or `dns_`
   Transports transports_;
   Agent agent_;
   std::vector<std::shared_ptr<RegistrationKeeper>> registrations_;
