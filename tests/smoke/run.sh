@@ -38,7 +38,8 @@ if unshare -m -n true 2>/dev/null; then
 elif unshare -r -m -n true 2>/dev/null; then
   namespace='unshare -r -m -n'
 else
-  namespace= isolated=
+  namespace=''
+  isolated=''
   echo "note: no network namespace is permitted here, using the machine's loopback"
 fi
 # The command is a list of words.
