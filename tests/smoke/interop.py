@@ -1,4 +1,5 @@
-"""Our client against what others wrote: Kamailio as its server, sipp as registrar and as recipient.
+"""Our client against what others wrote: Kamailio as its server, sipp as registrar and as recipient,
+baresip and linphonec at the other end of a chat.
 
 run.sh starts it and says how to call it. The client is client.cpp, one process for each account; a
 check types a line and waits for what is printed. Where there is a namespace to do that in, a name
@@ -16,21 +17,22 @@ import time
 
 from common import (HERE, HOST, TIMEOUT_S, Checks, Command, Failed, Running, conclude, free_port,
                     parse_options, wait_until, which)
+from softphones import Baresip, Linphonec
 
 NONCE_EXPIRE_S = 3
 DOMAIN = "example.test"
 
 
 class Client(Running):
-    """client.cpp for one account."""
+    """client.cpp for one account, over one transport (but for what is too large for UDP)."""
 
-    def __init__(self, program, directory, account, password, proxy=""):
-        user = re.search(r"sip:(\d+)@", account)[1]
+    def __init__(self, program, directory, user, domain, transport, password):
         super().__init__(f"client {user}")
-        self.account = account
+        self.account, self.transport = f"sip:{user}@{domain}", transport
+        proxy = f"sip:{domain};transport=tcp" if transport == "tcp" else ""
         self.file = directory / f"client-{len(Running.all)}"
         with open(self.file, "wb") as log:
-            self.process = subprocess.Popen([program, account, password, proxy],
+            self.process = subprocess.Popen([program, self.account, password, proxy],
                                             stdin=subprocess.PIPE, stdout=log, stderr=log,
                                             start_new_session=True)
 
@@ -132,16 +134,16 @@ class Interop(Checks):
         self.starts = 0
         self.texts = 0
         self.clients = {}
+        self.phones = {}
 
     def before_check(self):
         if self.kamailio and not self.kamailio.is_running():
             raise Failed(f"kamailio ended, status {self.kamailio.process.returncode}")
 
-    def open(self, user, transport="udp", password=None, account=None, proxy=""):
-        parameter = ";transport=tcp" if transport == "tcp" else ""
-        account = account or f"sip:{user}@{HOST}:{self.port}{parameter}"
-        self.clients[user] = Client(self.options.program, self.directory, account,
-                                    password or f"pw{user}", proxy)
+    def open(self, user, transport="udp", domain=None, password=None):
+        self.clients[user] = Client(self.options.program, self.directory, user,
+                                    domain or f"{HOST}:{self.port}", transport,
+                                    password or f"pw{user}")
         return self.clients[user]
 
     def new_text(self):
@@ -163,9 +165,9 @@ class Interop(Checks):
         if not self.kamailio.is_running():
             raise Failed("kamailio does not start")
 
-    def registers(self, user, transport, **options):
+    def registers(self, user, transport, domain=None):
         self.kamailio.mark()
-        self.open(user, transport, **options).registers()
+        self.open(user, transport, domain).registers()
         transports = self.kamailio.received("REGISTER", user)
         if transports != [transport, transport]:
             raise Failed(f"it registered over {transports}")
@@ -180,17 +182,20 @@ class Interop(Checks):
         if len(tries) != 2:
             raise Failed(f"it tried {len(tries)} times instead of once without and once with it")
 
-    def writes(self, sender, recipient, text=None, domain=None):
-        """Returns the transports over which kamailio got it, tries without password included."""
+    def writes(self, sender, recipient, text=None, domain=None, over=None):
+        """Returns how often kamailio got it, tries with no or an old nonce included."""
         text = text or self.new_text()
         domain = domain or f"{HOST}:{self.port}"
         one, other = self.clients[sender], self.clients[recipient]
         self.kamailio.mark()
         other.mark()
         one.tell(f"send sip:{recipient}@{domain} {text}")
-        other.waits_for(rf"message {re.escape(one.account.partition(';')[0])}\S* {re.escape(text)}")
+        other.waits_for(f"message {re.escape(one.account)} {re.escape(text)}")
         one.waits_for("answer 200 OK")
-        return self.kamailio.received("MESSAGE", sender)
+        transports = self.kamailio.received("MESSAGE", sender)
+        if set(transports) != {over or one.transport}:
+            raise Failed(f"it came over {transports}")
+        return len(transports)
 
     def chat(self, one, other, domain=None):
         self.writes(one, other, domain=domain)
@@ -202,18 +207,16 @@ class Interop(Checks):
 
     def uses_nonces_again(self):
         self.writes(101, 201)
-        if len(self.writes(101, 201)) != 1:
+        if self.writes(101, 201) != 1:
             raise Failed("a nonce that is fresh was not used again")
         time.sleep(NONCE_EXPIRE_S + 1.5)
         tries = self.writes(101, 201)
-        if len(tries) != 2:
-            raise Failed(f"kamailio got it {len(tries)} times, so that no nonce was stale")
+        if tries != 2:
+            raise Failed(f"kamailio got it {tries} times, so that no nonce was stale")
 
     def writes_much(self):
         """RFC 3261 18.1.1: what is larger than 1300 octets goes over TCP."""
-        transports = self.writes(101, 201, self.new_text() + " x" * 2000)
-        if set(transports) != {"tcp"}:
-            raise Failed(f"it came over {transports}")
+        self.writes(101, 201, self.new_text() + " x" * 2000, over="tcp")
 
     def registers_again(self):
         """Kamailio keeps bindings in memory, so that a new one has none."""
@@ -228,6 +231,40 @@ class Interop(Checks):
         self.clients[201].tell("unregister")
         self.clients[201].waits_for("unregistered")
         self.is_told(101, 201, "404 Not Found")
+
+    # ---- softphones
+
+    def open_phones(self):
+        """Those that are installed; linphonec takes its time."""
+        for user, kind, transport, options in (
+                (106, Linphonec, "udp", [HOST]), (206, Linphonec, "tcp", [HOST]),
+                (107, Baresip, "udp", [[105, 205]]), (207, Baresip, "tcp", [[105, 205]])):
+            if which(kind.program):
+                self.phones[user] = kind(self.directory, user, transport, self.port, f"pw{user}",
+                                         *options)
+        for user, transport in ((105, "udp"), (205, "tcp")):
+            self.registers(user, transport)
+
+    def chat_with_phone(self, user, peer):
+        client, phone = self.clients[user], self.phones[peer]
+        wait_until(phone.is_registered, f"{phone.name} is registered")
+        text = self.new_text()
+        client.tell(f"send sip:{peer}@{HOST}:{self.port} {text}")
+        wait_until(lambda: phone.shows(user, text), f"{phone.name} shows {text!r}")
+        client.waits_for("answer 200 .*")  # linphonec says Ok
+        text = self.new_text()
+        client.mark()
+        phone.send(user, text)
+        client.waits_for(rf"message sip:{peer}@\S* {re.escape(text)}")
+        wait_until(phone.shows_success, f"{phone.name} knows that its message arrived")
+
+    def run_with_phones(self):
+        self.check("softphones start, and clients register", ["kamailio"], self.open_phones)
+        for peer, kind in ((107, Baresip), (207, Baresip), (106, Linphonec), (206, Linphonec)):
+            for user in (105, 205):
+                transports = ["tcp" if number > 200 else "udp" for number in (user, peer)]
+                self.check(f"client over {transports[0]} and {kind.program} over {transports[1]} chat",
+                           ["kamailio", kind.program], self.chat_with_phone, user, peer)
 
     # ---- names
 
@@ -246,8 +283,7 @@ class Interop(Checks):
         self.names.start()
 
     def registers_by_name(self, user, transport):
-        parameter = ";transport=tcp" if transport == "tcp" else ""
-        self.registers(user, transport, account=f"sip:{user}@{DOMAIN}{parameter}")
+        self.registers(user, transport, DOMAIN)
         asked = (f"_sip._{transport}.{DOMAIN}", NameServer.SRV)
         if asked not in self.names.asked:
             raise Failed(f"nobody asked for {asked[0]}")
@@ -276,8 +312,7 @@ class Interop(Checks):
     def sipp_registers(self, user, transport):
         """401, 423, 200, and 200 again when the client goes."""
         sipp, port = self.sipp("registrar", transport, "-key", "user", user)
-        parameter = ";transport=tcp" if transport == "tcp" else ""
-        client = self.open(user, account=f"sip:{user}@{HOST}:{port}{parameter}")
+        client = self.open(user, transport, f"{HOST}:{port}")
         client.registers(1800)
         client.finish()
         sipp.expect(0)
@@ -286,7 +321,7 @@ class Interop(Checks):
         messages = self.directory / f"sipp-{self.texts}"
         sipp, port = self.sipp("receive", transport, "-trace_msg", "-message_file", messages)
         parameter = ";transport=tcp" if transport == "tcp" else ""
-        sender = self.open(110, account=f"sip:110@{HOST}")
+        sender = self.open(110)
         sender.tell(f"send sip:sipp@{HOST}:{port}{parameter} {text}")
         sender.waits_for("answer 200 OK")
         sipp.expect(0)
@@ -313,6 +348,7 @@ class Interop(Checks):
             check("client registers again when kamailio was restarted", kamailio,
                   self.registers_again)
             check("client unregisters with kamailio", kamailio, self.unregisters)
+            self.run_with_phones()
             self.run_by_name()
             for client in list(self.clients.values()):
                 check(f"{client.name} ends in good order", kamailio, client.finish)
