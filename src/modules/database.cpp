@@ -35,8 +35,8 @@ std::uint64_t monotonic_ms() { return uv_hrtime() / 1000000; }
 
 /// A message may be dispatched twice; what the first query left must not look like the second's.
 void clear_outcome(Message& message) {
-  for (const char* name : {"error", "error_text", "code", "rows", "columns", "affected",
-                           "warnings"}) {
+  for (const char* name :
+       {"error", "error_text", "code", "rows", "columns", "affected", "warnings"}) {
     message.clear(name);
   }
   message.table = nullptr;
@@ -225,8 +225,8 @@ void Account::take(const MessagePointer& message, Answer answer) {
   }
   job->query.wants_rows = sipmsg::parse_boolean(message->get_or("results")).value_or(true);
   const auto warn_ms = sipmsg::parse_integer(message->get_or("warn_query_duration"));
-  job->warn_ms = warn_ms && *warn_ms >= 0 ? static_cast<std::uint64_t>(*warn_ms)
-                                          : settings_.warn_query_ms;
+  job->warn_ms =
+      warn_ms && *warn_ms >= 0 ? static_cast<std::uint64_t>(*warn_ms) : settings_.warn_query_ms;
   job->message = message;
   job->answer = std::move(answer);
   if (const auto reason = reason_to_refuse(*job)) {
@@ -272,9 +272,9 @@ void Account::pump() {
     // Whoever sent it has given it up by now. So a database that hangs does not make all those
     // wait who come after it is back.
     if (loop_.fresh_now_ms() - job->accepted_ms > settings_.timeout_ms) {
-      deliver(*job, Outcome::fail(Status::timeout, "no connection was free for " +
-                                                       std::to_string(settings_.timeout_ms) +
-                                                       " ms"));
+      deliver(*job,
+              Outcome::fail(Status::timeout, "no connection was free for " +
+                                                 std::to_string(settings_.timeout_ms) + " ms"));
       continue;
     }
     run(*slot, std::move(job));
@@ -526,9 +526,8 @@ bool TableBuilder::add_row(std::vector<std::optional<std::string>> row) {
 
 std::string TableBuilder::refusal() const {
   const bool too_many = table_->rows.size() >= limits_.max_rows;
-  return "the result has more than " +
-         (too_many ? std::to_string(limits_.max_rows) + " rows"
-                   : std::to_string(limits_.max_octets) + " octets");
+  return "the result has more than " + (too_many ? std::to_string(limits_.max_rows) + " rows"
+                                                 : std::to_string(limits_.max_octets) + " octets");
 }
 
 std::string to_hexadecimal(std::string_view octets) {

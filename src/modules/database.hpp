@@ -36,9 +36,9 @@ enum class Status { done, failure, timeout, no_connection, cancelled };
 /// Everything there is to say about a query, in the order of Yate's parameters.
 struct Outcome {
   Status status = Status::done;
-  std::string text;                    ///< what the database said; a remark where it is done
-  std::optional<std::uint32_t> code;   ///< the database's own number for an error
-  std::optional<std::uint64_t> rows;   ///< absent where there was nothing to count
+  std::string text;                   ///< what the database said; a remark where it is done
+  std::optional<std::uint32_t> code;  ///< the database's own number for an error
+  std::optional<std::uint64_t> rows;  ///< absent where there was nothing to count
   std::optional<std::uint64_t> columns;
   std::uint64_t affected = 0;
   std::uint64_t warnings = 0;

@@ -10,9 +10,9 @@
 // server can read files of this machine.
 #include "database_mysql.hpp"
 
+#include <errmsg.h>
 #include <mysql.h>
 #include <mysqld_error.h>
-#include <errmsg.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -61,9 +61,7 @@ struct ResultDeleter {
 };
 using ResultSet = std::unique_ptr<MYSQL_RES, ResultDeleter>;
 
-const char* null_if_empty(const std::string& text) {
-  return text.empty() ? nullptr : text.c_str();
-}
+const char* null_if_empty(const std::string& text) { return text.empty() ? nullptr : text.c_str(); }
 
 class ServerConnection final : public Connection {
  public:
@@ -115,10 +113,10 @@ Outcome ServerConnection::open() {
   server_ = mysql_init(nullptr);
   if (server_ == nullptr) return Outcome::fail(Status::no_connection, "out of memory");
   set_options();
-  MYSQL* connected = mysql_real_connect(
-      server_, null_if_empty(settings_.host), settings_.user.c_str(), settings_.password.c_str(),
-      null_if_empty(settings_.database), settings_.port, null_if_empty(settings_.socket),
-      CLIENT_MULTI_STATEMENTS);
+  MYSQL* connected =
+      mysql_real_connect(server_, null_if_empty(settings_.host), settings_.user.c_str(),
+                         settings_.password.c_str(), null_if_empty(settings_.database),
+                         settings_.port, null_if_empty(settings_.socket), CLIENT_MULTI_STATEMENTS);
   if (connected == nullptr) {
     Outcome outcome =
         Outcome::fail(Status::no_connection, mysql_error(server_), mysql_errno(server_));

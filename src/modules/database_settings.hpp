@@ -19,10 +19,7 @@ class SectionReader {
   /// Everything is borrowed. A null `section` has the name "" and no keys.
   SectionReader(const sipmsg::Ini& ini, const sipmsg::IniSection* section,
                 const sipmsg::RunParameters& run_parameters, sipmsg::Diagnostics& diagnostics)
-      : ini_(ini),
-        section_(section),
-        run_parameters_(run_parameters),
-        diagnostics_(diagnostics) {}
+      : ini_(ini), section_(section), run_parameters_(run_parameters), diagnostics_(diagnostics) {}
 
   std::string name() const { return section_ == nullptr ? std::string() : section_->name; }
 

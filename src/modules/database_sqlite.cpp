@@ -144,8 +144,7 @@ Outcome FileConnection::run_statements(const Query& query) {
     if (one.status != Status::done) return one;
     if (*one.rows != 0) outcome = std::move(one);
   }
-  outcome.affected =
-      static_cast<std::uint64_t>(sqlite3_total_changes(database_) - changes_before);
+  outcome.affected = static_cast<std::uint64_t>(sqlite3_total_changes(database_) - changes_before);
   return outcome;
 }
 
@@ -155,8 +154,8 @@ int FileConnection::prepare(std::string_view& rest, Statement& statement) {
   while (true) {
     sqlite3_stmt* prepared = nullptr;
     const char* tail = nullptr;
-    const int code = sqlite3_prepare_v2(database_, rest.data(), static_cast<int>(rest.size()),
-                                        &prepared, &tail);
+    const int code =
+        sqlite3_prepare_v2(database_, rest.data(), static_cast<int>(rest.size()), &prepared, &tail);
     if (code == SQLITE_OK) {
       statement.reset(prepared);
       rest.remove_prefix(static_cast<std::size_t>(tail - rest.data()));
@@ -184,8 +183,7 @@ Outcome FileConnection::run_statement(sqlite3_stmt* statement, bool wants_rows) 
     }
     Outcome outcome;
     outcome.rows = rows;
-    outcome.columns =
-        rows == 0 ? 0 : static_cast<std::uint64_t>(sqlite3_column_count(statement));
+    outcome.columns = rows == 0 ? 0 : static_cast<std::uint64_t>(sqlite3_column_count(statement));
     if (wants_rows && rows != 0) outcome.table = table.take();
     return outcome;
   }
@@ -240,8 +238,8 @@ Outcome FileConnection::failure(int code) {
     return Outcome::fail(Status::timeout,
                          "not done after " + std::to_string(settings_.timeout_ms) + " ms", number);
   }
-  return Outcome::fail(is_busy(code) ? Status::timeout : Status::failure,
-                       sqlite3_errmsg(database_), number);
+  return Outcome::fail(is_busy(code) ? Status::timeout : Status::failure, sqlite3_errmsg(database_),
+                       number);
 }
 
 // ---- sqlitedb.conf -----------------------------------------------------------------------------
