@@ -466,3 +466,7 @@ TEST_CASE("without its file, or without an account in it, the module is off") {
   CHECK_FALSE(unreadable->load(directory.path, diagnostics));
   CHECK(diagnostics.size() == 1);
 }
+
+TEST_CASE("the sample of sqlitedb.conf is without fault and has every key") {
+  check_sample(modules::make_sqlitedb, "sqlitedb.conf");
+}

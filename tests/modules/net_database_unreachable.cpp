@@ -94,3 +94,7 @@ TEST_CASE("what is wrong in mysqldb.conf is named with its line, and no secret w
     CHECK(text.find("hidden") == std::string::npos);
   }
 }
+
+TEST_CASE("the sample of mysqldb.conf is without fault and has every key") {
+  check_sample(modules::make_mysqldb, "mysqldb.conf");
+}

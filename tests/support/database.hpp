@@ -14,6 +14,7 @@
 
 #include <doctest/doctest.h>
 
+#include "data.hpp"
 #include "loop.hpp"
 #include "module.hpp"
 
@@ -131,5 +132,36 @@ class DatabaseFixture {
   sipmsg::Diagnostics diagnostics;
   std::vector<std::string> log;
 };
+
+/// The sample of a module's file is without fault, is off as it is shipped, and has every key.
+inline void check_sample(DatabaseFixture::Maker maker, const std::string& name) {
+  const std::string sample = read_data("../../conf/" + name + ".sample");
+  std::string switched_on = sample;  // each ";key=value" and ";[section]"
+  for (std::size_t i = 0; (i = switched_on.find("\n;", i)) != std::string::npos; ++i) {
+    if (switched_on[i + 2] != ' ' && switched_on[i + 2] != '\n') switched_on.erase(i + 1, 1);
+  }
+  TemporaryDirectory directory;
+  sipmsg::Diagnostics diagnostics;
+  const auto load = [&](const std::string& text) {
+    directory.write(name, text);
+    const auto module = maker();
+    CHECK(module->load(directory.path, diagnostics));
+    return module->is_enabled();
+  };
+  CHECK_FALSE(load(sample));
+  CHECK(load(switched_on));
+  CHECK(diagnostics.empty());
+
+  CHECK(load("[general]\nno_such_key=\n[account]\nno_such_key=\n"));
+  REQUIRE(diagnostics.size() == 2);
+  for (const auto& diagnostic : diagnostics) {
+    std::string keys = diagnostic.text.substr(diagnostic.text.find("known are ") + 10) + ", ";
+    for (std::size_t end = 0; (end = keys.find(", ")) != std::string::npos;) {
+      CAPTURE(keys.substr(0, end));
+      CHECK(switched_on.find("\n" + keys.substr(0, end) + "=") != std::string::npos);
+      keys.erase(0, end + 2);
+    }
+  }
+}
 
 }  // namespace test
