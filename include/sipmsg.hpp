@@ -15,6 +15,7 @@
 //   config.hpp        the version, and the few knobs that are fixed at compile time
 //   error.hpp         the one list of errors; a value or an error
 //   text.hpp          characters, case, tokens, quoted strings, numbers, escapes
+//   encoding.hpp      any octets as text: base64, hexadecimal
 //   uri.hpp           sip, sips and tel URIs: parse, print, compare, address-of-record
 //   address.hpp       numeric IP addresses, transports, the flow a message came over
 //   header.hpp        typed headers: Via, From, To, Contact, CSeq and the rest
@@ -29,13 +30,15 @@
 //   pool.hpp          memory that is used again: keyed index, slabs, blocks
 //   timer.hpp         deadlines in queues by duration, in anybody's time
 //   registrar.hpp     who can be reached where, and until when
+//   parameters.hpp    a message as handlers see it, by name; what they change
 //   routing.hpp       users, alternatives, and the chain of handlers that decides
 //   access.hpp        whose domains, who sent it, and may he speak under that name
+//   alteration.hpp    what handlers' changes make of a message and its answer
 //   transaction.hpp   one request and its answers, sent again until they arrive
-//   relay.hpp         one MESSAGE to every binding, and the best answer back
-//   proxy.hpp         the server's decisions: register, relay, answer, refuse
 //   login.hpp         a client's side of the password question
 //   agent.hpp         the two ends: sends requests, receives them, answers
+//   relay.hpp         one MESSAGE to every binding, and the best answer back
+//   proxy.hpp         the server's decisions: register, relay, answer, refuse
 //   loop.hpp          handles that close cleanly, the clock, the one timer
 //   files.hpp         whole files, read, and replaced in one step
 //   udp.hpp           datagrams in batches
@@ -581,6 +584,97 @@ class Parameters {
   std::string_view text_;
   char separator_ = ';';
 };
+
+}  // namespace sipmsg
+
+// ========================================= encoding.hpp =========================================
+
+// encoding: any octets written as text: base64 (RFC 4648 4) and hexadecimal digits.
+//
+// Bodies that are no text travel so to applications and come back so. Reading is strict: what is
+// not exactly such a text is an error, never half a body.
+
+namespace sipmsg {
+
+namespace detail {
+
+inline constexpr std::string_view base64_alphabet =
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+}  // namespace detail
+
+/// With padding, without line ends.
+inline std::string to_base64(std::string_view octets) {
+  std::string text;
+  text.reserve((octets.size() + 2) / 3 * 4);
+  for (std::size_t i = 0; i < octets.size(); i += 3) {
+    const std::string_view group = octets.substr(i, 3);
+    std::uint32_t bits = 0;
+    for (std::size_t k = 0; k < 3; ++k) {
+      bits = bits << 8 | (k < group.size() ? static_cast<unsigned char>(group[k]) : 0U);
+    }
+    for (std::size_t k = 0; k < 4; ++k) {
+      const bool padding = k > group.size();
+      text += padding ? '=' : detail::base64_alphabet[bits >> (18 - 6 * k) & 63];
+    }
+  }
+  return text;
+}
+
+/// Errors, with the offset: `bad_token` for an octet outside the alphabet, `incomplete` where the
+/// last group is not whole.
+inline Result<std::string> from_base64(std::string_view text) {
+  std::string octets;
+  std::uint32_t bits = 0;
+  std::size_t count = 0;
+  std::size_t end = text.size();
+  while (end > 0 && text.size() - end < 2 && text[end - 1] == '=') --end;
+  for (std::size_t i = 0; i < end; ++i) {
+    const std::size_t digit = detail::base64_alphabet.find(text[i]);
+    if (digit == std::string_view::npos) {
+      return {ErrorCode::bad_token, static_cast<std::int32_t>(i)};
+    }
+    bits = bits << 6 | static_cast<std::uint32_t>(digit);
+    if (++count % 4 == 0) {
+      for (int shift : {16, 8, 0}) octets += static_cast<char>(bits >> shift & 0xff);
+    }
+  }
+  if (text.size() % 4 != 0 || count % 4 == 1) {
+    return {ErrorCode::incomplete, static_cast<std::int32_t>(text.size())};
+  }
+  if (count % 4 >= 2) octets += static_cast<char>(bits >> (count % 4 == 2 ? 4 : 10) & 0xff);
+  if (count % 4 == 3) octets += static_cast<char>(bits >> 2 & 0xff);
+  return octets;
+}
+
+/// Two lower-case digits for each octet, with `separator` between octets, '\0' for none.
+inline std::string to_hex(std::string_view octets, char separator = '\0') {
+  constexpr std::string_view digits = "0123456789abcdef";
+  std::string text;
+  for (char c : octets) {
+    if (separator != '\0' && !text.empty()) text += separator;
+    const auto octet = static_cast<unsigned char>(c);
+    text += digits[octet >> 4];
+    text += digits[octet & 15];
+  }
+  return text;
+}
+
+/// Reads pairs of digits, with single blanks between octets or without. Errors, with the offset:
+/// `bad_token`, and `incomplete` for half an octet.
+inline Result<std::string> from_hex(std::string_view text) {
+  std::string octets;
+  for (std::size_t i = 0; i < text.size(); i += 2) {
+    if (text[i] == ' ' && i > 0 && i + 1 < text.size()) ++i;
+    const int high = hex_value(text[i]);
+    if (high < 0) return {ErrorCode::bad_token, static_cast<std::int32_t>(i)};
+    if (i + 1 == text.size()) return {ErrorCode::incomplete, static_cast<std::int32_t>(i)};
+    const int low = hex_value(text[i + 1]);
+    if (low < 0) return {ErrorCode::bad_token, static_cast<std::int32_t>(i + 1)};
+    octets += static_cast<char>(high << 4 | low);
+  }
+  return octets;
+}
 
 }  // namespace sipmsg
 
@@ -2731,6 +2825,7 @@ inline std::string_view default_reason_phrase(int code) {
     case 416: return "Unsupported URI Scheme";
     case 420: return "Bad Extension";
     case 423: return "Interval Too Brief";
+    case 440: return "Max-Breadth Exceeded";
     case 480: return "Temporarily Unavailable";
     case 481: return "Call/Transaction Does Not Exist";
     case 482: return "Loop Detected";
@@ -6535,6 +6630,9 @@ struct MessageSettings {
   std::uint32_t max_pending = 1000;  ///< messages that wait for handlers
 };
 
+/// In which form handlers get a body that is no text, as parameter `xsip_body`.
+enum class BodyEncoding : std::uint8_t { base64, hex, hexs, raw };
+
 /// One user of regfile.conf.
 struct UserSettings {
   std::string name;
@@ -6567,6 +6665,9 @@ struct Settings {
   std::uint32_t max_transactions = 100000;
   bool options_enable = true;
   std::uint32_t route_priority = 100;  ///< of the users of regfile.conf among the handlers
+  BodyEncoding body_encoding = BodyEncoding::base64;
+  bool initial_headers = false;  ///< handlers get the headers of transport too
+  bool generate = false;         ///< applications may send messages by `xsip.generate`
   DigestOptions digest = detail::default_digest();
   TransportSettings transport;
   TimerSettings timers;
@@ -6725,6 +6826,12 @@ inline constexpr IniKeyword setting_types[] = {
     {"tcp", static_cast<std::int64_t>(Transport::tcp)},
 };
 inline constexpr IniKeyword setting_auth_codes[] = {{"401", 401}, {"407", 407}};
+inline constexpr IniKeyword setting_body_encodings[] = {
+    {"base64", static_cast<std::int64_t>(BodyEncoding::base64)},
+    {"hex", static_cast<std::int64_t>(BodyEncoding::hex)},
+    {"hexs", static_cast<std::int64_t>(BodyEncoding::hexs)},
+    {"raw", static_cast<std::int64_t>(BodyEncoding::raw)},
+};
 
 }  // namespace detail
 
@@ -6775,6 +6882,9 @@ inline const auto& setting_keys() {
       detail::SettingRow<&S::transport, &T::max_connections_per_address>::number("general", "max_connections_per_address", 1, 1000000),
       detail::SettingRow<&S::digest, &DigestOptions::max_remembered_nonces>::number("general", "max_nonces", 8, 10000000),
       detail::SettingRow<&S::trace>::boolean("general", "printmsg"),
+      detail::SettingRow<&S::body_encoding>::keyword("general", "body_encoding", detail::setting_body_encodings, OutOfRange::use_default),
+      detail::SettingRow<&S::initial_headers>::boolean("general", "initial_headers"),
+      detail::SettingRow<&S::generate>::boolean("general", "generate"),
       detail::SettingRow<&S::registrar, &R::enable>::boolean("general", "registrar"),
       detail::SettingRow<&S::options_enable>::boolean("general", "options"),
 
@@ -6820,9 +6930,6 @@ inline const auto& setting_keys() {
       no_effect("general", "tcp_keepalive_first", "the first keep-alive comes after tcp_keepalive, like every other"),
       no_effect("general", "auth_foreign", "nonces of others are never accepted"),
       no_effect("general", "auth_copy_headers", modules),
-      no_effect("general", "body_encoding", modules),
-      no_effect("general", "initial_headers", modules),
-      no_effect("general", "generate", modules),
       no_effect("general", "async_generic", "methods other than MESSAGE, REGISTER and OPTIONS are not served"),
       no_effect("general", "warn_no_default_udp_transport", "there is no default transport"),
       no_effect("general", "flags", "they are for broken calls"),
@@ -8950,6 +9057,550 @@ Registrar::LoadResult Registrar::load(const Ini& file, std::uint64_t now_ms,
 
 }  // namespace sipmsg
 
+// ======================================== parameters.hpp ========================================
+
+// parameters: one MESSAGE as handlers see it, and everything they may ask of it by name.
+//
+// Yate hands its applications a list of named texts: `caller`, `called`, `sip_user-agent`,
+// `xsip_body`. Here each is made when it is asked for, from the message itself; a handler that asks
+// for nothing costs nothing. What a handler sets lies over that, for the handlers after it and for
+// what is sent in the end: another `xsip_body` or `xsip_type` is another body, a `sip_NAME` that
+// was set is a header of the message that goes on, an `osip_NAME` one of our answer.
+// Left out on purpose: `id`, for there are no calls, and `handlers`, which whoever calls them
+// knows.
+
+namespace sipmsg {
+
+/// A copy of a text that allocates nothing as long as it is short, as names are.
+class ShortText {
+ public:
+  ShortText() = default;
+  explicit ShortText(std::string_view text) {
+    reserve(text.size());
+    for (char c : text) push_back(c);
+  }
+  /// Decodes %-escapes, once.
+  static ShortText unescaped(std::string_view text) {
+    ShortText result;
+    result.reserve(text.size());
+    for (UnescapedOctets octets(text); !octets.done();) result.push_back(octets.next());
+    return result;
+  }
+  /// Lifetime: as long as this object lives and is not assigned to.
+  std::string_view view() const {
+    return is_long_ ? std::string_view(long_) : std::string_view(short_.data(), size_);
+  }
+
+ private:
+  void reserve(std::size_t size) {
+    is_long_ = size > short_.size();
+    if (is_long_) long_.reserve(size);
+  }
+  void push_back(char c) {
+    if (is_long_) {
+      long_.push_back(c);
+    } else {
+      short_[size_++] = c;
+    }
+  }
+
+  std::array<char, 64> short_;  // left uninitialised: only the first size_ octets are ever read
+  std::size_t size_ = 0;
+  bool is_long_ = false;
+  std::string long_;
+};
+
+/// What handlers have set and cleared, in the order in which the names came up first. Names compare
+/// octet by octet.
+class RouteChanges {
+ public:
+  struct Change {
+    std::string name;
+    std::string value;
+    bool is_cleared = false;
+  };
+
+  /// Null where nobody touched that name.
+  const Change* find(std::string_view name) const {
+    for (const Change& change : changes_) {
+      if (change.name == name) return &change;
+    }
+    return nullptr;
+  }
+  void set(std::string_view name, std::string_view value) {
+    Change& change = of(name);
+    change.value = value;
+    change.is_cleared = false;
+  }
+  void clear(std::string_view name) {
+    Change& change = of(name);
+    change.value.clear();
+    change.is_cleared = true;
+  }
+  /// Makes the changes of others on top of these.
+  void apply(const RouteChanges& others) {
+    for (const Change& change : others) of(change.name) = change;
+  }
+
+  bool empty() const { return changes_.empty(); }
+  const Change* begin() const { return changes_.data(); }
+  const Change* end() const { return changes_.data() + changes_.size(); }
+
+ private:
+  Change& of(std::string_view name) {
+    for (Change& change : changes_) {
+      if (change.name == name) return change;
+    }
+    changes_.push_back({std::string(name), {}, false});
+    return changes_.back();
+  }
+
+  std::vector<Change> changes_;
+};
+
+/// What is known of a message besides itself.
+struct RouteContext {
+  std::string_view listener;  ///< the name of the one it came in through
+  std::string_view role;      ///< of that listener
+  std::string_view realm;     ///< of the digest
+  std::string_view to_tag;    ///< that our own answer will carry
+  std::uint32_t hops = 0;     ///< Max-Forwards of the message when it goes on
+  BodyEncoding body_encoding = BodyEncoding::base64;
+  bool initial_headers = false;  ///< the headers of transport are there too, as sipheader_NAME
+  const UserSettings* user = nullptr;  ///< the sender, whose keys in regfile.conf take part
+};
+
+/// Names the message a handler wants to answer later. Good until it is answered or its deadline is
+/// over; then it names nothing, and never another message.
+using RouteKey = Handle;
+
+/// What a handler sees of a message. Lifetime: during the handler's call only; a handler that
+/// answers later, or on another thread, makes a KeptRouteRequest of it.
+struct RouteRequest {
+  const MessageView& message;
+  std::string_view caller;          ///< user part of From, decoded
+  std::string_view caller_name;     ///< display name of From, as written
+  std::string_view called;          ///< user part of the Request-URI, decoded
+  std::string_view username;        ///< whom the password proved; empty without authentication
+  Flow source;                      ///< where the message came from
+  RouteKey key;                     ///< for a verdict that comes later
+  RouteChanges* changes = nullptr;  ///< of all handlers so far
+  RouteContext context{};
+
+  std::string_view body() const { return message.body(); }
+  std::string_view content_type() const { return message.header(HeaderId::content_type); }
+
+  /// The parameter of that name as the handlers so far have left it; nothing where there is none.
+  /// Of a header that is repeated, the first.
+  inline std::optional<std::string> parameter(std::string_view name) const;
+  /// For the handlers that follow, and for what is sent. To set what it is already changes nothing:
+  /// some applications send back whatever they were told.
+  void set_parameter(std::string_view name, std::string_view value) const {
+    if (changes != nullptr && parameter(name) != value) changes->set(name, value);
+  }
+  void clear_parameter(std::string_view name) const {
+    if (changes != nullptr) changes->clear(name);
+  }
+  /// Calls `use(name, value)` for every parameter, in Yate's order; what handlers have added comes
+  /// last.
+  template <class Function>
+  void for_each_parameter(Function use) const;
+};
+
+namespace detail {
+
+// ---- parameters that are neither header nor body
+
+inline std::optional<std::string> some_text(std::string_view text) {
+  if (text.empty()) return std::nullopt;
+  return std::string(text);
+}
+
+inline std::string boolean_text(bool value) { return value ? "true" : "false"; }
+
+/// TCP connections have no name but who is at the other end.
+inline std::string connection_id(const RouteRequest& request) {
+  if (request.source.transport == Transport::udp) return std::string(request.context.listener);
+  return "tcp:" + to_text(request.source.remote);
+}
+
+inline std::optional<std::string> sender_domain(const RouteRequest& request) {
+  const auto from = request.message.from();
+  if (request.username.empty() || !from) return std::nullopt;
+  return some_text(from->uri.host);
+}
+
+struct NamedParameter {
+  std::string_view name;
+  std::optional<std::string> (*value)(const RouteRequest& request);
+};
+
+/// In Yate's order (call.route with route_type=msg); `username` comes twice there.
+inline const NamedParameter* route_parameters(std::size_t& count) {
+  using R = const RouteRequest&;
+  using Value = std::optional<std::string>;
+  static constexpr NamedParameter table[] = {
+      {"module", [](R) -> Value { return "sip"; }},
+      {"route_type", [](R) -> Value { return "msg"; }},
+      {"called", [](R request) { return some_text(request.called); }},
+      {"caller", [](R request) { return some_text(request.caller); }},
+      {"callername",
+       [](R request) {
+         return request.caller_name.empty() ? std::nullopt : Value(unquote(request.caller_name));
+       }},
+      {"username", [](R request) { return some_text(request.username); }},
+      {"realm",
+       [](R request) {
+         return request.username.empty() ? std::nullopt : some_text(request.context.realm);
+       }},
+      {"newcall",
+       [](R request) {
+         return request.username.empty() ? std::nullopt : Value(boolean_text(false));
+       }},
+      {"domain", sender_domain},
+      {"connection_id", [](R request) { return some_text(connection_id(request)); }},
+      {"connection_reliable",
+       [](R request) -> Value { return boolean_text(request.source.transport == Transport::tcp); }},
+      {"role", [](R request) { return some_text(request.context.role); }},
+      {"antiloop", [](R request) -> Value { return std::to_string(request.context.hops); }},
+      {"ip_host", [](R request) -> Value { return to_text(request.source.remote.ip); }},
+      {"ip_port", [](R request) -> Value { return std::to_string(request.source.remote.port); }},
+      {"ip_transport",
+       [](R request) -> Value { return std::string(transport_name(request.source.transport)); }},
+      {"address", [](R request) -> Value { return to_text(request.source.remote); }},
+      {"sip_uri", [](R request) { return some_text(request.message.request_uri_text()); }},
+      {"sip_callid", [](R request) { return some_text(request.message.call_id()); }},
+      {"xsip_dlgtag", [](R request) { return some_text(request.context.to_tag); }},
+  };
+  count = sizeof table / sizeof *table;
+  return table;
+}
+
+// ---- headers
+
+/// The headers of transport, of dialogs and of the password, which applications get only when they
+/// ask for all.
+constexpr bool is_withheld(HeaderId id) {
+  switch (id) {
+    case HeaderId::via:
+    case HeaderId::route:
+    case HeaderId::record_route:
+    case HeaderId::call_id:
+    case HeaderId::cseq:
+    case HeaderId::max_forwards:
+    case HeaderId::content_length:
+    case HeaderId::www_authenticate:
+    case HeaderId::proxy_authenticate:
+    case HeaderId::authorization:
+    case HeaderId::proxy_authorization: return true;
+    default: return false;
+  }
+}
+
+inline constexpr std::string_view header_prefix = "sip_";
+inline constexpr std::string_view withheld_prefix = "sipheader_";
+
+inline std::string header_parameter_name(const HeaderField& field) {
+  const bool withheld = is_withheld(field.id);
+  const std::string_view name = field.id == HeaderId::other ? field.name : header_name(field.id);
+  return std::string(withheld ? withheld_prefix : header_prefix) + to_lower(name);
+}
+
+/// A header's value on one line.
+inline std::string unfolded(std::string_view value) {
+  std::string line(value.size(), '\0');
+  Output out(&line[0], line.size());
+  out.received(value);
+  line.resize(out.size());
+  return line;
+}
+
+inline std::optional<std::string> header_parameter(const RouteRequest& request,
+                                                   std::string_view name) {
+  const bool withheld = name.substr(0, withheld_prefix.size()) == withheld_prefix;
+  if (withheld && !request.context.initial_headers) return std::nullopt;
+  name.remove_prefix(withheld ? withheld_prefix.size() : header_prefix.size());
+  if (name.empty() || to_lower(name) != name) return std::nullopt;
+  if (is_withheld(header_id(name)) != withheld) return std::nullopt;
+  const auto value = request.message.header(name);
+  return value ? std::optional<std::string>(unfolded(*value)) : std::nullopt;
+}
+
+// ---- the body
+
+/// Which types Yate hands on as text; everything else is encoded.
+inline bool is_text_type(const MediaType& media) {
+  const std::string type = to_lower(media.type);
+  const std::string subtype = to_lower(media.subtype);
+  const auto ends_with = [&](std::string_view end) {
+    return subtype.size() > end.size() && subtype.substr(subtype.size() - end.size()) == end;
+  };
+  if (type == "text" || ends_with("+xml")) return true;
+  if (type == "message") return subtype == "sipfrag";
+  if (type != "application") return false;
+  for (std::string_view known : {"json", "yaml", "x-yaml", "dtmf", "dtmf-relay"}) {
+    if (subtype == known) return true;
+  }
+  return ends_with("+json");
+}
+
+inline std::string_view body_encoding_name(BodyEncoding encoding) {
+  constexpr std::string_view names[] = {"base64", "hex", "hexs", "raw"};
+  return names[static_cast<std::size_t>(encoding)];
+}
+
+inline std::string encode_body(std::string_view octets, BodyEncoding encoding) {
+  switch (encoding) {
+    case BodyEncoding::base64: return to_base64(octets);
+    case BodyEncoding::hex: return to_hex(octets);
+    case BodyEncoding::hexs: return to_hex(octets, ' ');
+    case BodyEncoding::raw: break;
+  }
+  return std::string(octets);
+}
+
+/// The octets of an `xsip_body` with that `xsip_body_encoding`; "" and unknown names mean none.
+inline Result<std::string> decode_body(std::string_view text, std::string_view encoding) {
+  if (encoding == "base64") return from_base64(text);
+  if (encoding == "hex" || encoding == "hexs") return from_hex(text);
+  return std::string(text);
+}
+
+/// One part of a body that is no multipart itself.
+struct BodyPart {
+  std::string_view content_type;
+  std::string_view headers;  ///< lines; empty for a body that is not in parts
+  std::string_view octets;
+};
+
+inline constexpr std::size_t max_body_parts = 32;
+
+/// Adds the body, or all parts of a multipart, nested ones in their place. What is no proper
+/// multipart is one part as it is.
+inline void collect_parts(const BodyPart& whole, int depth, std::vector<BodyPart>& parts) {
+  const auto media = parse_media_type(whole.content_type);
+  const bool is_multipart = media && equal_ignoring_case(media->type, "multipart");
+  const std::string boundary =
+      is_multipart ? unquote(media->parameters.find("boundary").value_or(std::string_view()))
+                   : std::string();
+  if (boundary.empty() || depth == max_content_depth) return parts.push_back(whole);
+  Delimiter delimiter = find_delimiter(whole.octets, boundary, 0);
+  if (!delimiter.found) return parts.push_back(whole);
+  while (!delimiter.is_last && parts.size() < max_body_parts) {
+    const std::size_t begin = delimiter.end;
+    delimiter = find_delimiter(whole.octets, boundary, begin);
+    const std::string_view text = whole.octets.substr(begin, delimiter.begin - begin);
+    LineReader lines(text);
+    PartHead head;
+    if (!read_part_head(lines, head)) continue;
+    BodyPart part;
+    part.content_type = head.content_type.empty() ? "text/plain" : head.content_type;
+    part.octets = lines.rest();
+    part.headers = text.substr(0, text.size() - part.octets.size());
+    collect_parts(part, depth + 1, parts);
+  }
+}
+
+inline std::vector<BodyPart> body_parts(const RouteRequest& request) {
+  std::vector<BodyPart> parts;
+  if (!request.body().empty())
+    collect_parts({request.content_type(), {}, request.body()}, 0, parts);
+  return parts;
+}
+
+/// The parameters of one part; the first part's names have no number behind them. A description of
+/// a call is nobody's text (Yate).
+template <class Function>
+void for_each_body_parameter(const RouteRequest& request, const BodyPart& part, std::size_t number,
+                             Function use) {
+  const auto media = parse_media_type(part.content_type.empty() ? "text/plain" : part.content_type);
+  if (media && media->is("application", "sdp")) return;
+  const std::string suffix = number == 0 ? std::string() : "." + std::to_string(number);
+  if (media) {
+    use("xsip_type" + suffix, std::string(media->type) + "/" + std::string(media->subtype));
+  }
+  const bool is_text =
+      media && is_text_type(*media) && part.octets.find('\0') == std::string_view::npos;
+  const BodyEncoding encoding = request.context.body_encoding;
+  if (is_text) {
+    use("xsip_body" + suffix, std::string(part.octets));
+  } else {
+    use("xsip_body_encoding" + suffix, std::string(body_encoding_name(encoding)));
+    use("xsip_body" + suffix, encode_body(part.octets, encoding));
+  }
+  LineReader lines(part.headers);
+  for (std::string_view line; lines.next(line, true) && !line.empty();) {
+    const std::size_t colon = std::min(line.find(':'), line.size());
+    const std::string name = to_lower(trim(line.substr(0, colon)));
+    if (name == "content-type" || colon == line.size()) continue;
+    use("xsip_body" + suffix + ".header_" + name, unfolded(trim(line.substr(colon + 1))));
+  }
+}
+
+template <class Function>
+void for_each_body_parameter(const RouteRequest& request, Function use) {
+  const std::vector<BodyPart> parts = body_parts(request);
+  for (std::size_t i = 0; i < parts.size(); ++i) for_each_body_parameter(request, parts[i], i, use);
+}
+
+inline std::optional<std::string> body_parameter(const RouteRequest& request,
+                                                 std::string_view name) {
+  std::optional<std::string> found;
+  for_each_body_parameter(request, [&](const std::string& each, std::string value) {
+    if (!found && each == name) found = std::move(value);
+  });
+  return found;
+}
+
+// ---- all of them
+
+/// What the message itself says.
+inline std::optional<std::string> message_parameter(const RouteRequest& request,
+                                                    std::string_view name) {
+  std::size_t count = 0;
+  const NamedParameter* table = route_parameters(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (table[i].name == name) return table[i].value(request);
+  }
+  if (name.substr(0, 5) == "xsip_") return body_parameter(request, name);
+  const bool is_header = name.substr(0, header_prefix.size()) == header_prefix ||
+                         name.substr(0, withheld_prefix.size()) == withheld_prefix;
+  return is_header ? header_parameter(request, name) : std::nullopt;
+}
+
+/// A key of the sender's section in regfile.conf, with each `${name}` replaced by that parameter.
+inline std::string user_parameter(const RouteRequest& request, std::string_view text) {
+  std::string out;
+  while (true) {
+    const std::size_t open = text.find("${");
+    const std::size_t close = open == std::string_view::npos ? open : text.find('}', open);
+    if (close == std::string_view::npos) return out.append(text);
+    const std::string_view name = trim(text.substr(open + 2, close - open - 2));
+    out.append(text.substr(0, open)).append(message_parameter(request, name).value_or(""));
+    text.remove_prefix(close + 1);
+  }
+}
+
+inline const std::string* find_user_parameter(const RouteRequest& request, std::string_view name) {
+  if (request.context.user == nullptr) return nullptr;
+  for (const auto& parameter : request.context.user->parameters) {
+    if (parameter.first == name) return &parameter.second;
+  }
+  return nullptr;
+}
+
+}  // namespace detail
+
+inline std::optional<std::string> RouteRequest::parameter(std::string_view name) const {
+  const RouteChanges::Change* change = changes == nullptr ? nullptr : changes->find(name);
+  if (change != nullptr) {
+    return change->is_cleared ? std::nullopt : std::optional<std::string>(change->value);
+  }
+  if (const std::string* text = detail::find_user_parameter(*this, name)) {
+    return detail::user_parameter(*this, *text);
+  }
+  return detail::message_parameter(*this, name);
+}
+
+template <class Function>
+void RouteRequest::for_each_parameter(Function use) const {
+  const auto is_changed = [this](std::string_view name) {
+    return changes != nullptr && changes->find(name) != nullptr;
+  };
+  std::vector<std::string> shown;  // what others have changed is shown where it stood
+  const auto show = [&](std::string_view name, std::string_view value) {
+    const std::string* of_user = detail::find_user_parameter(*this, name);
+    if (!is_changed(name) && of_user == nullptr) return use(name, value);
+    const bool is_first = std::find(shown.begin(), shown.end(), name) == shown.end();
+    if (!is_first) return;
+    shown.emplace_back(name);
+    if (const auto now = parameter(name)) use(name, *now);
+  };
+  std::size_t count = 0;
+  const detail::NamedParameter* table = detail::route_parameters(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    // Yate shows the user once more behind the connection.
+    if (table[i].name == "antiloop" && !username.empty()) show("username", username);
+    if (const auto value = table[i].value(*this)) show(table[i].name, *value);
+  }
+  for (std::size_t i = 0; i < message.header_count(); ++i) {
+    const HeaderField field = message.field(i);
+    if (detail::is_withheld(field.id) && !context.initial_headers) continue;
+    show(detail::header_parameter_name(field), detail::unfolded(field.value));
+  }
+  detail::for_each_body_parameter(
+      *this, [&](const std::string& name, const std::string& value) { show(name, value); });
+  const auto show_rest = [&](std::string_view name) {
+    if (std::find(shown.begin(), shown.end(), name) != shown.end()) return;
+    shown.emplace_back(name);
+    if (const auto now = parameter(name)) use(name, *now);
+  };
+  if (context.user != nullptr) {
+    for (const auto& of_user : context.user->parameters) show_rest(of_user.first);
+  }
+  if (changes == nullptr) return;
+  for (const RouteChanges::Change& change : *changes) show_rest(change.name);
+}
+
+/// A RouteRequest with everything it borrows: for handlers that answer later or on another thread.
+/// What is set on its view is its own; hand `changes()` over together with the verdict.
+class KeptRouteRequest {
+ public:
+  explicit KeptRouteRequest(const RouteRequest& request)
+      : message_(request.message),
+        caller_(request.caller),
+        caller_name_(request.caller_name),
+        called_(request.called),
+        username_(request.username),
+        source_(request.source),
+        key_(request.key),
+        listener_(request.context.listener),
+        role_(request.context.role),
+        realm_(request.context.realm),
+        to_tag_(request.context.to_tag),
+        context_(request.context) {
+    // The user's section may be read anew, so what it says now is copied.
+    if (context_.user != nullptr) {
+      for (const auto& of_user : context_.user->parameters) {
+        changes_.set(of_user.first, detail::user_parameter(request, of_user.second));
+      }
+    }
+    if (request.changes != nullptr) changes_.apply(*request.changes);
+    context_.user = nullptr;
+    context_.listener = listener_;
+    context_.role = role_;
+    context_.realm = realm_;
+    context_.to_tag = to_tag_;
+  }
+  KeptRouteRequest(const KeptRouteRequest&) = delete;
+  KeptRouteRequest& operator=(const KeptRouteRequest&) = delete;
+
+  /// Lifetime: as long as this object.
+  RouteRequest view() const {
+    return {message_, caller_, caller_name_, called_, username_,
+            source_,  key_,    &changes_,    context_};
+  }
+  RouteKey key() const { return key_; }
+  const RouteChanges& changes() const { return changes_; }
+
+ private:
+  Message message_;
+  std::string caller_;
+  std::string caller_name_;
+  std::string called_;
+  std::string username_;
+  Flow source_;
+  RouteKey key_;
+  std::string listener_;
+  std::string role_;
+  std::string realm_;
+  std::string to_tag_;
+  RouteContext context_;
+  mutable RouteChanges changes_;
+};
+
+}  // namespace sipmsg
+
 // ========================================= routing.hpp ==========================================
 
 // routing: who exists here, and the chain of handlers that decides where a message goes.
@@ -9040,64 +9691,6 @@ class UserDirectory {
   HashIndex by_alternative_;
 };
 
-/// A copy of a text that allocates nothing as long as it is short, as names are.
-class ShortText {
- public:
-  ShortText() = default;
-  explicit ShortText(std::string_view text) {
-    reserve(text.size());
-    for (char c : text) push_back(c);
-  }
-  /// Decodes %-escapes, once.
-  static ShortText unescaped(std::string_view text) {
-    ShortText result;
-    result.reserve(text.size());
-    for (UnescapedOctets octets(text); !octets.done();) result.push_back(octets.next());
-    return result;
-  }
-  /// Lifetime: as long as this object lives and is not assigned to.
-  std::string_view view() const {
-    return is_long_ ? std::string_view(long_) : std::string_view(short_.data(), size_);
-  }
-
- private:
-  void reserve(std::size_t size) {
-    is_long_ = size > short_.size();
-    if (is_long_) long_.reserve(size);
-  }
-  void push_back(char c) {
-    if (is_long_) {
-      long_.push_back(c);
-    } else {
-      short_[size_++] = c;
-    }
-  }
-
-  std::array<char, 64> short_;  // left uninitialised: only the first size_ octets are ever read
-  std::size_t size_ = 0;
-  bool is_long_ = false;
-  std::string long_;
-};
-
-/// Names the message a handler wants to answer later. Good until it is answered or its deadline is
-/// over; then it names nothing, and never another message.
-using RouteKey = Handle;
-
-/// What a handler sees of a message. Lifetime: during the handler's call only; a handler that
-/// answers later, or on another thread, copies what it needs.
-struct RouteRequest {
-  const MessageView& message;
-  std::string_view caller;       ///< user part of From, decoded
-  std::string_view caller_name;  ///< display name of From, as written
-  std::string_view called;       ///< user part of the Request-URI, decoded
-  std::string_view username;     ///< whom the password proved; empty without authentication
-  Flow source;                   ///< where the message came from
-  RouteKey key;                  ///< for a verdict that comes later
-
-  std::string_view body() const { return message.body(); }
-  std::string_view content_type() const { return message.header(HeaderId::content_type); }
-};
-
 /// What a handler decides.
 class Verdict {
  public:
@@ -9139,6 +9732,71 @@ class Verdict {
   std::string phrase_;
   std::vector<std::string> uris_;
 };
+
+// What applications written for Yate say of a message, as a verdict.
+
+/// The status that a refusal by that name, or by a number, stands for. Nothing for a name that is
+/// not known and a number that is no final code.
+inline std::optional<int> status_of_reason(std::string_view reason) {
+  struct Named {
+    std::string_view name;
+    int status;
+  };
+  static constexpr Named table[] = {
+      {"incomplete", 484},    {"noauth", 401},          {"noautoauth", 401},
+      {"busy", 486},          {"forbidden", 403},       {"unallocated", 410},
+      {"moved", 410},         {"looping", 483},         {"service-not-implemented", 501},
+      {"unimplemented", 501}, {"interworking", 500},    {"noroute", 404},
+      {"nomedia", 415},       {"noanswer", 480},        {"offline", 404},
+      {"failure", 500},       {"timeout", 408},         {"service-unavailable", 503},
+      {"noresource", 503},    {"invalid-message", 400}, {"protocol-error", 400},
+      {"noconn", 503},        {"nocall", 481},          {"rejected", 406},
+      {"congestion", 480},    {"pending", 491},         {"postdialdelay", 504},
+      {"unacceptable", 488},
+  };
+  for (const Named& named : table) {
+    if (named.name == reason) return named.status;
+  }
+  const auto number = parse_digits(reason, 699);
+  if (!number || *number < 200) return std::nullopt;
+  return static_cast<int>(*number);
+}
+
+/// The code that the parameters `code`, `reason` and `error` refuse a message with, in that order;
+/// `error` counts as a number only. Nothing where they ask for no refusal.
+inline std::optional<int> refusal_asked_for(const RouteRequest& request) {
+  const auto of_parameter = [&](std::string_view name, bool may_be_name) -> std::optional<int> {
+    const auto text = request.parameter(name);
+    if (!text || (!may_be_name && !all_of_class(*text, char_digit))) return std::nullopt;
+    return status_of_reason(*text);
+  };
+  auto code = of_parameter("code", false);
+  if (!code) code = of_parameter("reason", true);
+  if (!code) code = of_parameter("error", false);
+  return code && *code >= 300 ? code : std::nullopt;
+}
+
+/// What it means that a handler in Yate's manner has called a message handled or not, and left this
+/// return value: a target "sip/URI", or "fork" with targets in `callto.1`, `callto.2` and so on; a
+/// refusal where it is empty, "-" or "error". What nobody can send to is refused with 405, unless
+/// the parameters name another code.
+inline Verdict verdict_of(bool handled, std::string_view return_value,
+                          const RouteRequest& request) {
+  constexpr std::string_view driver = "sip/";
+  if (!handled) return Verdict::next();
+  std::vector<std::string> uris;
+  const auto add = [&](std::string_view target) {
+    if (target.substr(0, driver.size()) == driver) uris.emplace_back(target.substr(driver.size()));
+  };
+  add(return_value);
+  for (int i = 1; return_value == "fork"; ++i) {
+    const auto target = request.parameter("callto." + std::to_string(i));
+    if (!target) break;
+    add(*target);
+  }
+  if (!uris.empty()) return Verdict::forward(std::move(uris));
+  return Verdict::reject(refusal_asked_for(request).value_or(405));
+}
 
 /// Called for each message in turn. Legal inside: adding and removing handlers, also this one.
 using RouteHandler = std::function<Verdict(const RouteRequest&)>;
@@ -9417,6 +10075,158 @@ inline bool may_speak_as(const UserSettings& user, const UriView& address,
 
 }  // namespace sipmsg
 
+// ======================================== alteration.hpp ========================================
+
+// alteration: what becomes of a message, or of its answer, by what handlers have set.
+//
+// `xsip_body` and `xsip_type` are another body, `sip_NAME` another header of the message that goes
+// on, `osip_NAME` a header of an answer of our own. From, To, Call-ID, CSeq and the headers of
+// transport stay as they are, whatever is set: the sender must know its answer again (RFC 3261
+// 16.6), and a proxy writes the others itself.
+
+namespace sipmsg {
+
+namespace detail {
+
+/// The refusal that stands although a handler further on has found a way: `code` where a handler
+/// left one, 483 where `antiloop` is used up; 0 where there is none.
+inline int forbidden_by(const RouteChanges& changes) {
+  if (const RouteChanges::Change* code = changes.find("code")) {
+    const auto number = parse_digits(code->value, 699);
+    if (number && *number >= 300) return static_cast<int>(*number);
+  }
+  const RouteChanges::Change* hops = changes.find("antiloop");
+  const auto left = hops == nullptr ? std::nullopt : parse_integer(hops->value);
+  return left && *left <= 0 ? 483 : 0;
+}
+
+/// The header that a parameter `sip_NAME` or `osip_NAME` may set; empty for every other parameter.
+inline std::string_view header_to_set(std::string_view parameter, std::string_view prefix) {
+  if (parameter.substr(0, prefix.size()) != prefix) return {};
+  const std::string_view name = parameter.substr(prefix.size());
+  const HeaderId id = header_id(name);
+  const bool is_own = is_withheld(id) || id == HeaderId::from || id == HeaderId::to ||
+                      id == HeaderId::contact || id == HeaderId::content_length;
+  return is_own || !is_token(name) ? std::string_view() : name;
+}
+
+/// `user-agent` as it is usually written.
+inline std::string header_spelling(std::string_view name) {
+  const HeaderId id = header_id(name);
+  if (id != HeaderId::other) return std::string(header_name(id));
+  std::string spelling(name);
+  bool begins_word = true;
+  for (char& c : spelling) {
+    if (begins_word && c >= 'a' && c <= 'z') c = static_cast<char>(c - 'a' + 'A');
+    begins_word = c == '-';
+  }
+  return spelling;
+}
+
+/// The headers that handlers want in our own answer. What cannot stand in a header is left out.
+inline void write_answer_headers(Output& out, const RouteChanges& changes) {
+  for (const RouteChanges::Change& change : changes) {
+    const std::string_view name = header_to_set(change.name, "osip_");
+    const bool is_line =
+        change.value.find_first_of(std::string_view("\r\n\0", 3)) == std::string::npos;
+    if (name.empty() || change.is_cleared || !is_line) continue;
+    write_header(out, header_spelling(name), change.value);
+  }
+}
+
+inline bool alters_body(const RouteChanges& changes) {
+  return changes.find("xsip_body") != nullptr || changes.find("xsip_type") != nullptr;
+}
+
+inline bool alters_message(const RouteChanges& changes) {
+  if (changes.empty()) return false;
+  if (alters_body(changes)) return true;
+  for (const RouteChanges::Change& change : changes) {
+    if (!header_to_set(change.name, header_prefix).empty()) return true;
+  }
+  return false;
+}
+
+/// A body with its type.
+struct AlteredBody {
+  std::string octets;
+  std::string content_type;
+};
+
+inline Result<AlteredBody> altered_body(const MessageView& message, const RouteChanges& changes) {
+  const RouteChanges::Change* body = changes.find("xsip_body");
+  const RouteChanges::Change* type = changes.find("xsip_type");
+  AlteredBody altered;
+  altered.octets = std::string(message.body());
+  altered.content_type = std::string(message.header(HeaderId::content_type));
+  if (body != nullptr) {
+    const RouteChanges::Change* encoding = changes.find("xsip_body_encoding");
+    auto octets = decode_body(body->value, encoding == nullptr ? std::string() : encoding->value);
+    if (!octets) return octets.error();
+    altered.octets = std::move(octets).value();
+    // What was set took the place of the first part.
+    std::vector<BodyPart> parts;
+    collect_parts({altered.content_type, {}, message.body()}, 0, parts);
+    if (!parts.empty()) altered.content_type = std::string(parts.front().content_type);
+  }
+  if (type != nullptr && !type->is_cleared) altered.content_type = type->value;
+  if (altered.content_type.empty()) altered.content_type = "text/plain";
+  return altered;
+}
+
+/// The message as handlers have changed it, without the fields that are `removed`. Errors:
+/// `forbidden_octet` for a value that cannot stand in a header; what is wrong in an encoded body.
+inline Result<std::string> altered_message(const MessageView& message, const FieldList& removed,
+                                           const RouteChanges& changes) {
+  std::array<bool, SIPMSG_MAX_HEADERS> is_gone{};
+  for (std::size_t field : removed) is_gone[field] = true;
+  std::string lines;
+  std::string_view content_type = message.header(HeaderId::content_type);
+  for (const RouteChanges::Change& change : changes) {
+    const std::string_view name = header_to_set(change.name, header_prefix);
+    if (name.empty()) continue;
+    if (change.value.find_first_of(std::string_view("\r\n\0", 3)) != std::string::npos) {
+      return ErrorCode::forbidden_octet;
+    }
+    const HeaderId id = header_id(name);
+    for (std::size_t i = 0; i < message.header_count(); ++i) {
+      const HeaderField field = message.field(i);
+      const bool is_same =
+          id == HeaderId::other ? equal_ignoring_case(field.name, name) : field.id == id;
+      is_gone[i] = is_gone[i] || is_same;
+    }
+    if (change.is_cleared) continue;
+    if (id == HeaderId::content_type) {
+      content_type = change.value;
+    } else {
+      lines += header_spelling(name) + ": " + change.value + "\r\n";
+    }
+  }
+  AlteredBody body{std::string(message.body()), std::string(content_type)};
+  if (alters_body(changes)) {
+    auto altered = altered_body(message, changes);
+    if (!altered) return altered.error();
+    body = std::move(altered).value();
+  }
+  if (body.content_type.find_first_of(std::string_view("\r\n\0", 3)) != std::string::npos) {
+    return ErrorCode::forbidden_octet;
+  }
+  std::string text(message.bytes().substr(0, message.offset_of(message.field_line(0))));
+  for (std::size_t i = 0; i < message.header_count(); ++i) {
+    const HeaderId id = message.field(i).id;
+    const bool is_of_body = id == HeaderId::content_type || id == HeaderId::content_length;
+    if (!is_gone[i] && !is_of_body) text += message.field_line(i);
+  }
+  text += lines;
+  if (!body.octets.empty()) text += "Content-Type: " + body.content_type + "\r\n";
+  text += "Content-Length: " + std::to_string(body.octets.size()) + "\r\n\r\n";
+  return text + body.octets;
+}
+
+}  // namespace detail
+
+}  // namespace sipmsg
+
 // ======================================= transaction.hpp ========================================
 
 // transaction: one request and its answers, sent again until they arrive, told to the user once.
@@ -9450,6 +10260,8 @@ class Sink {
   /// Whether a TCP connection to that address is open, so that a message too large for UDP can take
   /// it (RFC 3261 18.1.1).
   virtual bool has_stream_to(const SocketAddress&) const { return false; }
+  /// The name of the listener through which messages of that flow come; empty where it has none.
+  virtual std::string_view listener_name(const Flow&) const { return {}; }
 
  protected:
   ~Sink() = default;
@@ -10499,1263 +11311,6 @@ inline void TransactionLayer::close() {
 
 }  // namespace sipmsg
 
-// ========================================== relay.hpp ===========================================
-
-// relay: one MESSAGE on its way from its sender to every binding of its recipient, and back the
-// best of their answers.
-//
-// RFC 3261 16.6 to 16.9, the stateful proxy core. A request goes out as it came but for a few
-// edits; each copy is a branch with a client transaction of its own. The first 2xx is passed on at
-// once; otherwise the best of all answers is, when the last branch has one. A branch that stays
-// silent never makes a 408 (RFC 4320): the sender gets 480 shortly before it would give up by
-// itself. A copy keeps going to its phone after another phone answered: a message is for all of
-// them.
-// RFC 5393: a forking proxy must find loops, and bounds by Max-Breadth how often a request doubles.
-// Left out on purpose: sending to one target after the other by q, and redirection.
-
-namespace sipmsg {
-
-/// Where the protocol core says what its operator should know. One line each, without line end.
-class ServerLog {
- public:
-  virtual void log(Severity severity, std::string_view text) = 0;
-
- protected:
-  ~ServerLog() = default;
-};
-
-/// So many lines of one kind a minute and no more: who sends requests must not be able to fill the
-/// disk with what we say about them.
-class LogLimit {
- public:
-  explicit LogLimit(std::uint32_t lines_a_minute) : most_(lines_a_minute) {}
-
-  /// Whether one more line may be written now. Ask before putting its text together.
-  bool admits(std::uint64_t now_ms) {
-    if (now_ms - begin_ms_ >= 60000) {
-      begin_ms_ = now_ms;
-      count_ = 0;
-    }
-    if (count_ == most_) return false;
-    ++count_;
-    return true;
-  }
-
- private:
-  std::uint32_t most_;
-  std::uint32_t count_ = 0;
-  std::uint64_t begin_ms_ = 0;
-};
-
-/// What has happened since the start.
-struct ServerCounters {
-  std::uint64_t relayed = 0;    ///< MESSAGE requests that went to at least one binding
-  std::uint64_t delivered = 0;  ///< of these, answered 2xx by a recipient
-  std::uint64_t refused = 0;    ///< requests that we answered with 300 or more ourselves
-  std::uint64_t dropped = 0;    ///< requests of a flood that got no answer
-};
-
-namespace detail {
-
-/// Larger than any message with what we add to it.
-inline constexpr std::size_t relay_scratch_size = max_message_size + 4096;
-
-/// How long the sender of a request that came at `received_ms` is still to be kept waiting: until
-/// 60*T1 after that, for at 64*T1 its own timer ends. In whole steps of 2*T1, and so a little less
-/// where some of it is over, that there are few queues of timers.
-constexpr std::uint64_t patience_ms(std::uint64_t received_ms, std::uint64_t now_ms,
-                                    std::uint64_t t1_ms) {
-  const std::uint64_t step_ms = 2 * t1_ms;
-  const std::uint64_t over_ms = now_ms - received_ms;
-  return over_ms >= 30 * step_ms ? 0 : (30 * step_ms - over_ms) / step_ms * step_ms;
-}
-
-}  // namespace detail
-
-/// Sends the answers that are our own and not a recipient's.
-class OwnAnswers {
- public:
-  OwnAnswers(TransactionLayer& layer, ServerCounters& counters)
-      : layer_(layer), counters_(counters), scratch_(new char[detail::relay_scratch_size]) {}
-
-  /// For the Server header; empty: none is written.
-  void set_server_name(std::string_view name) {
-    server_name_ = name;
-    const auto ends_line = [](char c) { return c == '\r' || c == '\n' || c == '\0'; };
-    server_name_.erase(std::remove_if(server_name_.begin(), server_name_.end(), ends_line),
-                       server_name_.end());
-  }
-  /// For the Retry-After that every 503 gets (RFC 3261 21.5.4).
-  void set_retry_after(std::uint32_t seconds) { retry_after_s_ = seconds; }
-  /// The time, from now on.
-  void set_now(std::uint64_t now_ms) { now_ms_ = now_ms; }
-
-  /// A code that may not be sent is replaced by one that may: 408, which RFC 4320 4.2 forbids for
-  /// all requests but INVITE, by 480; one that is no final code by 500. A phrase that cannot stand
-  /// in a status line gives way to the usual one. `add_headers(Output&)` writes further headers.
-  template <class AddHeaders>
-  void send(ServerTransaction server, int code, std::string_view phrase, AddHeaders add_headers) {
-    code = sendable(code);
-    const std::string_view answer = write(server, code, phrase, add_headers);
-    if (!answer.empty()) static_cast<void>(layer_.respond(server, code, Slices(answer), now_ms_));
-  }
-  void send(ServerTransaction server, int code, std::string_view phrase = {}) {
-    send(server, code, phrase, [](Output&) {});
-  }
-  /// The same, and forgets the request: for challenges, of which a flood must leave nothing behind.
-  template <class AddHeaders>
-  void send_statelessly(ServerTransaction server, int code, AddHeaders add_headers) {
-    const std::string_view answer = write(server, code, {}, add_headers);
-    if (answer.empty()) return;
-    static_cast<void>(layer_.respond_statelessly(server, code, Slices(answer), now_ms_));
-  }
-
- private:
-  static constexpr std::size_t max_phrase_size = 256;
-
-  static int sendable(int code) {
-    if (code == 408) return 480;
-    return code < 200 || code > 699 ? 500 : code;
-  }
-  static std::string_view sendable(std::string_view phrase) {
-    const bool forbidden =
-        phrase.find_first_of(std::string_view("\r\n\0", 3)) != std::string_view::npos;
-    return forbidden || phrase.size() > max_phrase_size ? std::string_view() : phrase;
-  }
-
-  /// Empty for a request whose head does not fit, of some 60,000 octets: its sender's timer ends
-  /// it.
-  template <class AddHeaders>
-  std::string_view write(ServerTransaction server, int code, std::string_view phrase,
-                         AddHeaders add_headers) {
-    Output out(scratch_.get(), detail::relay_scratch_size);
-    layer_.begin_response(server, code, sendable(phrase), out);
-    add_headers(out);
-    if (code == 503) write_header(out, HeaderId::retry_after, retry_after_s_);
-    if (!server_name_.empty()) write_header(out, HeaderId::server, server_name_);
-    write_body(out, {}, {});
-    if (out.error()) return {};
-    if (code >= 300) ++counters_.refused;
-    return out.written();
-  }
-
-  TransactionLayer& layer_;
-  ServerCounters& counters_;
-  std::string server_name_;
-  std::uint32_t retry_after_s_ = 30;
-  std::unique_ptr<char[]> scratch_;
-  std::uint64_t now_ms_ = 0;
-};
-
-/// Where one copy of a message goes. Lifetime: views of whoever made it.
-struct RelayTarget {
-  std::string_view uri;   ///< becomes the Request-URI
-  std::string_view path;  ///< becomes Route: the Path of the registration (RFC 3327)
-  Flow flow;
-};
-
-/// A message to be relayed, and what is to be changed in it.
-struct RelayRequest {
-  ServerTransaction server;
-  const MessageView* message = nullptr;
-  Flow source;
-  std::uint64_t received_ms = 0;
-  std::uint64_t loop_hash = 0;      ///< from RelaySet::loop_hash
-  std::uint32_t max_forwards = 70;  ///< to be written, already decremented
-  FieldList removed;                ///< what is not for the recipient
-};
-
-/// All messages that are on their way.
-class RelaySet {
- public:
-  /// So many copies of one request may exist at once, here and at the proxies behind us: the
-  /// Max-Breadth that RFC 5393 5.3.3 recommends.
-  static constexpr std::uint32_t max_breadth = 60;
-
-  RelaySet(TransactionLayer& layer, Sink& sink, OwnAnswers& answers, ServerCounters& counters,
-           ServerLog& log, std::uint32_t t1_ms, const SipHashKey& secret)
-      : layer_(layer),
-        sink_(sink),
-        answers_(answers),
-        counters_(counters),
-        log_(log),
-        t1_ms_(t1_ms),
-        random_(secret),
-        loop_hash_(detail::next_key(random_)),
-        scratch_(new char[detail::relay_scratch_size]) {}
-
-  /// Sends the message to each target. The sender's answer follows by itself: 480 where no target
-  /// can be reached, 440 where there are more of them than the request's breadth.
-  void start(const RelayRequest& request, const RelayTarget* targets, std::size_t count);
-
-  /// What the branches of this request will carry, so that it is known again.
-  std::uint64_t loop_hash(const MessageView& request) const;
-  /// Whether the request was here before, with the same Request-URI: 482 (RFC 3261 16.3 step 4).
-  bool is_loop(const MessageView& request, std::uint64_t loop_hash) const;
-
-  void on_response(ClientTransaction client, const MessageView& response);
-  void on_failure(ClientTransaction client);
-  /// The time, from now on; `advance` also does what is due.
-  void set_now(std::uint64_t now_ms) { now_ms_ = now_ms; }
-  void advance(std::uint64_t now_ms);
-  /// When `advance` has something to do next; nothing where no message is on its way.
-  std::optional<std::uint64_t> next_deadline() const { return timers_.next_deadline(); }
-  std::size_t size() const { return relays_.size(); }
-  /// Octets held by answers that are kept until a better one comes.
-  std::size_t kept_size() const { return blocks_.in_use_size(); }
-
- private:
-  /// The response context of RFC 3261 16: what the branches of one request have answered so far.
-  struct Relay {
-    ServerTransaction server;
-    Timer timer;
-    std::uint32_t open_branches = 0;
-    bool answered = false;
-    int best_code = 0;                 ///< 0 where no answer is there yet
-    std::uint32_t best_body_size = 0;  ///< of `best`
-    Block best;                        ///< empty where there was no memory for it
-    std::string challenges;  ///< header lines of the 401 and 407 that are not `best` (16.7 step 7)
-  };
-
-  static constexpr std::size_t token_size = 13;        // 64 bits of chance
-  static constexpr std::size_t path_mtu = 1300;        // RFC 3261 18.1.1
-  static constexpr std::size_t added_size = 160;       // what our edits add, about
-  static constexpr std::size_t max_datagram = 65507;   // over IPv4; a little more over IPv6
-  static constexpr std::size_t max_challenges = 8192;  // octets of `challenges`
-  static constexpr std::size_t max_kept = 16U << 20U;  // octets of all `best`
-
-  Error send_branch(const RelayRequest& request, Handle relay, const RelayTarget& target,
-                    std::uint32_t breadth);
-  Error send_over(Flow flow, const RelayRequest& request, Handle relay, const RelayTarget& target,
-                  std::uint32_t breadth);
-  Slices edit(const RelayRequest& request, const RelayTarget& target, std::uint32_t breadth,
-              Edits& edits, Output& text) const;
-  void log_large_datagram();
-  void pass_on(Relay& relay, int code, const MessageView& response);
-  void keep_if_best(Relay& relay, int code, const MessageView& response);
-  void add_challenges(Relay& relay, const MessageView& response);
-  void close_branch(Handle handle, Relay& relay);
-  void answer_with_best(Relay& relay);
-  void finish(Handle handle);
-
-  TransactionLayer& layer_;
-  Sink& sink_;
-  OwnAnswers& answers_;
-  ServerCounters& counters_;
-  ServerLog& log_;
-  std::uint64_t t1_ms_;
-  Random random_;
-  SipHash loop_hash_;  ///< keyed and fresh; copied for each use
-  Timers timers_;
-  BlockPool blocks_;
-  Slab<Relay> relays_;
-  std::unique_ptr<char[]> scratch_;
-  std::size_t large_size_ = 0;  ///< of a datagram that no log line has told of yet
-  SocketAddress large_remote_;
-  LogLimit large_log_{10};
-  LogLimit breadth_log_{10};
-  std::uint64_t now_ms_ = 0;
-};
-
-namespace detail {
-
-/// How good a final answer other than 2xx is for the sender, 0 being best (RFC 3261 16.7 step 6):
-/// 6xx ends the search, then the lowest class, and of 4xx first those that tell how to try again
-/// and last the one that tells nothing.
-constexpr int response_rank(int code) {
-  if (code >= 600) return 0;
-  if (code < 400) return 1;
-  if (code == 401 || code == 407 || code == 415 || code == 420 || code == 484) return 2;
-  if (code < 500) return code == 408 ? 4 : 3;
-  return code == 503 ? 6 : 5;
-}
-
-inline bool has_two_vias(const MessageView& response) {
-  const auto vias = response.values(HeaderId::via);
-  auto element = vias.begin();
-  return element != vias.end() && ++element != vias.end();
-}
-
-constexpr bool is_challenge(int code) { return code == 401 || code == 407; }
-
-/// The breadth a request may still have (RFC 5393 5.3.3).
-inline std::uint32_t breadth_of(const MessageView& request, std::uint32_t most) {
-  const auto value = parse_digits(request.header("Max-Breadth").value_or(""), most);
-  return value ? static_cast<std::uint32_t>(*value) : most;
-}
-
-/// A message without Content-Length is as long as its datagram; where it goes on over a stream its
-/// length must be said (RFC 3261 18.3, 20.14).
-inline void add_content_length(const MessageView& message, Edits& edits, Output& text) {
-  if (message.has(HeaderId::content_length)) return;
-  const std::size_t begin = text.size();
-  write_header(text, HeaderId::content_length, message.body().size());
-  edits.insert_last(text.since(begin));
-}
-
-}  // namespace detail
-
-// The request.
-
-inline void RelaySet::start(const RelayRequest& request, const RelayTarget* targets,
-                            std::size_t count) {
-  // To write Max-Breadth is needed only where the request doubles.
-  std::uint32_t breadth = 0;
-  if (count > 1) {
-    breadth = detail::breadth_of(*request.message, max_breadth);
-    if (count > breadth) {
-      if (breadth_log_.admits(now_ms_)) {
-        log_.log(Severity::warning, "a message to " + std::to_string(count) +
-                                        " bindings refused with 440: " + std::to_string(breadth) +
-                                        " are allowed");
-      }
-      return answers_.send(request.server, 440, "Max-Breadth Exceeded");
-    }
-    breadth /= static_cast<std::uint32_t>(count);
-  }
-  const Handle handle = relays_.create();
-  Relay& relay = relays_.at(handle.index);
-  relay.server = request.server;
-  Error error;
-  for (std::size_t i = 0; i < count; ++i) {
-    const Error failed = send_branch(request, handle, targets[i], breadth);
-    if (failed) {
-      error = failed;
-    } else {
-      ++relay.open_branches;
-    }
-  }
-  if (relay.open_branches == 0) {
-    relays_.destroy(handle);
-    const int code = error.code == ErrorCode::limit_reached ? 503
-                     : error.code == ErrorCode::too_large   ? 513
-                                                            : 480;
-    return answers_.send(request.server, code);
-  }
-  ++counters_.relayed;
-  relay.timer.owner = handle.index;
-  timers_.queue(detail::patience_ms(request.received_ms, now_ms_, t1_ms_))
-      .start(relay.timer, now_ms_);
-  log_large_datagram();
-}
-
-/// RFC 3261 18.1.1: a request over 1300 octets goes by TCP where the target can be reached so, and
-/// by UDP where it turns out that it cannot.
-inline Error RelaySet::send_branch(const RelayRequest& request, Handle relay,
-                                   const RelayTarget& target, std::uint32_t breadth) {
-  const std::size_t size = request.message->size() + target.uri.size() + added_size;
-  if (target.flow.transport == Transport::udp && size > path_mtu &&
-      sink_.has_stream_to(target.flow.remote)) {
-    const Flow stream{Transport::tcp, 0, target.flow.remote};
-    if (!send_over(stream, request, relay, target, breadth)) return {};
-  }
-  return send_over(target.flow, request, relay, target, breadth);
-}
-
-inline Error RelaySet::send_over(Flow flow, const RelayRequest& request, Handle relay,
-                                 const RelayTarget& target, std::uint32_t breadth) {
-  const auto sent_by = sink_.sent_by(flow);
-  if (!sent_by) return sent_by.error();
-
-  Output text(scratch_.get(), detail::relay_scratch_size);
-  // The branch: the magic cookie, chance, and behind a dot what a loop is known by (16.6 step 8).
-  std::array<char, token_size> token;
-  random_.write_token(token.data(), token.size());
-  text.raw("Via: SIP/2.0/").raw(transport_name(flow.transport)).raw(" ").raw(*sent_by);
-  text.raw(";branch=");
-  const std::size_t branch_begin = text.size();
-  text.raw("z9hG4bK").raw({token.data(), token.size()}).raw(".").hex(request.loop_hash);
-  const std::string_view branch = text.since(branch_begin);
-  text.raw(";rport\r\n");
-
-  Edits edits(*request.message);
-  const Slices message = edit(request, target, breadth, edits, text);
-  if (text.error()) return text.error();
-  if (edits.error()) return edits.error();
-  const std::size_t size = message.size();
-  if (flow.transport == Transport::udp && size > path_mtu) {
-    if (size > max_datagram) return ErrorCode::too_large;
-    large_size_ = size;
-    large_remote_ = flow.remote;
-  }
-  return layer_
-      .send(flow, branch, request.message->method_text(), message, pack_handle(relay), now_ms_)
-      .error();
-}
-
-/// Last of all, for whoever reads the log may call us again.
-inline void RelaySet::log_large_datagram() {
-  if (large_size_ == 0) return;
-  std::array<char, 160> buffer;
-  Output line(buffer.data(), buffer.size());
-  line.raw("a request of ").number(large_size_).raw(" octets goes by UDP to ");
-  line.ip(large_remote_.ip).raw(" port ").number(large_remote_.port);
-  line.raw(", which has no TCP connection");
-  large_size_ = 0;
-  if (large_log_.admits(now_ms_)) log_.log(Severity::info, line.written());
-}
-
-/// RFC 3261 16.6, as edits of what was received. `text` holds our own Via line, and takes what else
-/// is written. A `breadth` of 0 leaves Max-Breadth alone.
-inline Slices RelaySet::edit(const RelayRequest& request, const RelayTarget& target,
-                             std::uint32_t breadth, Edits& edits, Output& text) const {
-  const MessageView& message = *request.message;
-  const bool has_max_forwards = message.has(HeaderId::max_forwards);
-  std::string_view old_breadth;
-  if (breadth != 0) old_breadth = message.header("Max-Breadth").value_or("");
-  edits.set_request_uri(target.uri);
-
-  if (!target.path.empty()) write_header(text, HeaderId::route, target.path);
-  if (!has_max_forwards) write_header(text, HeaderId::max_forwards, request.max_forwards);
-  if (breadth != 0 && old_breadth.empty()) {
-    text.raw("Max-Breadth: ").number(breadth).raw("\r\n");
-  }
-  edits.insert_first(text.written());
-
-  const auto replace_number = [&](std::string_view old, std::uint64_t number) {
-    const std::size_t begin = text.size();
-    text.number(number);
-    edits.replace(old, text.since(begin));
-  };
-  if (has_max_forwards) {
-    replace_number(message.header(HeaderId::max_forwards), request.max_forwards);
-  }
-  if (!old_breadth.empty()) replace_number(old_breadth, breadth);
-
-  const std::string_view top_via = *message.values(HeaderId::via).begin();
-  if (const auto via = parse_via(top_via)) {
-    const std::size_t begin = text.size();
-    write_stamped_via(text, top_via, *via, request.source.remote);
-    edits.replace(top_via, text.since(begin));
-  }
-  for (std::size_t field : request.removed) edits.remove_field(field);
-  detail::add_content_length(message, edits, text);
-  return edits.slices();
-}
-
-/// Over what a loop brings back unchanged (RFC 3261 16.6 step 8). Another Request-URI makes it a
-/// spiral, which is no error. The method does not count (ibid.), and CSeq names it.
-inline std::uint64_t RelaySet::loop_hash(const MessageView& request) const {
-  SipHash hash = loop_hash_;
-  for (std::string_view part : {request.request_uri_text(), request.header(HeaderId::from),
-                                request.call_id(), request.header(HeaderId::cseq)}) {
-    hash.update(part);
-    hash.update(std::string_view("\0", 1));
-  }
-  return hash.finish();
-}
-
-inline bool RelaySet::is_loop(const MessageView& request, std::uint64_t loop_hash) const {
-  std::array<char, 17> end_of_branch;
-  Output out(end_of_branch.data(), end_of_branch.size());
-  out.raw(".").hex(loop_hash);
-  for (std::string_view via : request.values(HeaderId::via)) {
-    if (via.find(out.written()) != std::string_view::npos) return true;
-  }
-  return false;
-}
-
-// The answers.
-
-inline void RelaySet::on_response(ClientTransaction client, const MessageView& response) {
-  const int code = response.status_code();
-  if (code < 200) return;  // no provisional answer of a non-INVITE goes further (RFC 4320 4.1)
-  const Handle handle = unpack_handle(layer_.user_data(client));
-  Relay* relay = relays_.get(handle);
-  if (relay == nullptr) return;  // the sender has been told 480 already
-  // With our Via alone it answers us, and there is nobody to pass it on to (16.7 step 3).
-  if (detail::has_two_vias(response) && !relay->answered) {
-    if (code < 300) {
-      ++counters_.delivered;
-      pass_on(*relay, code, response);
-    } else {
-      keep_if_best(*relay, code, response);
-    }
-  }
-  close_branch(handle, *relay);
-}
-
-inline void RelaySet::on_failure(ClientTransaction client) {
-  const Handle handle = unpack_handle(layer_.user_data(client));
-  Relay* relay = relays_.get(handle);
-  if (relay != nullptr) close_branch(handle, *relay);
-}
-
-inline void RelaySet::pass_on(Relay& relay, int code, const MessageView& response) {
-  std::array<char, 40> buffer;
-  Output text(buffer.data(), buffer.size());
-  Edits edits(response);
-  edits.remove_first_element(HeaderId::via);
-  detail::add_content_length(response, edits, text);
-  relay.answered = true;
-  static_cast<void>(layer_.respond(relay.server, code, edits.slices(), now_ms_));
-}
-
-inline void RelaySet::keep_if_best(Relay& relay, int code, const MessageView& response) {
-  const bool better =
-      relay.best_code == 0 || detail::response_rank(code) < detail::response_rank(relay.best_code);
-  if (!better) {
-    if (detail::is_challenge(code)) add_challenges(relay, response);
-    return;
-  }
-  std::array<char, 40> buffer;
-  Output text(buffer.data(), buffer.size());
-  Edits edits(response);
-  edits.remove_first_element(HeaderId::via);
-  detail::add_content_length(response, edits, text);
-  const Slices slices = edits.slices();
-  relay.best_code = code;
-  relay.best_body_size = static_cast<std::uint32_t>(response.body().size());
-  relay.best.reset();
-  if (blocks_.in_use_size() + slices.size() > max_kept) return;
-  relay.best = blocks_.allocate(slices.size());
-  slices.copy_to(relay.best.data());
-}
-
-/// The sender can only answer all challenges if it gets all of them (RFC 3261 16.7 step 7).
-inline void RelaySet::add_challenges(Relay& relay, const MessageView& response) {
-  for (HeaderId id : {HeaderId::www_authenticate, HeaderId::proxy_authenticate}) {
-    for (std::size_t i = response.find(id); i != response.header_count();
-         i = response.find_next(i)) {
-      const std::string_view line = response.field_line(i);
-      if (relay.challenges.size() + line.size() <= max_challenges) relay.challenges.append(line);
-    }
-  }
-}
-
-inline void RelaySet::close_branch(Handle handle, Relay& relay) {
-  if (--relay.open_branches == 0) finish(handle);
-}
-
-inline void RelaySet::answer_with_best(Relay& relay) {
-  if (relay.answered) return;
-  relay.answered = true;
-  const int code = relay.best_code;
-  // RFC 4320 4.2 forbids 408 for a non-INVITE, and silence is no better than that.
-  if (code == 0 || code == 408) return answers_.send(relay.server, 480);
-  // RFC 3261 16.7 step 6: the recipient's 503 would say that this server is overloaded.
-  if (code == 503) return answers_.send(relay.server, 500, "Recipient Unavailable");
-  if (!relay.best) return answers_.send(relay.server, code);
-  const std::string_view best(relay.best.data(), relay.best.size());
-  Slices slices;
-  if (detail::is_challenge(code)) {
-    const std::size_t headers_end = best.size() - relay.best_body_size - 2;
-    slices.add(best.substr(0, headers_end));
-    slices.add(relay.challenges);
-    slices.add(best.substr(headers_end));
-  } else {
-    slices.add(best);
-  }
-  static_cast<void>(layer_.respond(relay.server, code, slices, now_ms_));
-}
-
-/// Branches that are still open go on without us: their transactions end by themselves, and what
-/// they tell then finds no relay.
-inline void RelaySet::finish(Handle handle) {
-  answer_with_best(relays_.at(handle.index));
-  relays_.destroy(handle);
-}
-
-inline void RelaySet::advance(std::uint64_t now_ms) {
-  now_ms_ = now_ms;
-  timers_.advance(now_ms, [this](Timer& timer) { finish(relays_.handle_of(timer.owner)); });
-}
-
-}  // namespace sipmsg
-
-// ========================================== proxy.hpp ===========================================
-
-// proxy: what a SIP MESSAGE server does with each request.
-//
-// MESSAGE is proxied (RFC 3261 16, RFC 3428 6): checked, its sender identified, offered to the
-// handlers, and relayed to the bindings of the recipient. REGISTER is answered by section 10,
-// OPTIONS by section 11, all else with 501. The order of the functions is the way of one message.
-//
-// Nothing is sent to an address other than the one a request came from, a live binding, or one that
-// a handler names.
-// Left out on purpose: dialogs, Record-Route, redirection, and everything of calls.
-
-namespace sipmsg {
-
-namespace detail {
-
-/// Keys for different uses must differ; one secret gives them all.
-inline SipHashKey derive_key(const SipHashKey& secret, char purpose) {
-  SipHashKey key{};
-  for (char half : {'1', '2'}) {
-    const char text[] = {purpose, half};
-    store_little(SipHash::of(secret, {text, 2}), key.data() + (half == '2' ? 8 : 0));
-  }
-  return key;
-}
-
-inline TransactionOptions transaction_options(const Settings& settings) {
-  TransactionOptions options;
-  options.t1_ms = settings.timers.t1_ms;
-  options.t4_ms = settings.timers.t4_ms;
-  options.max_transactions = settings.max_transactions;
-  options.retry_after_s = settings.flood.retry_after_s;
-  options.answer_to_source = std::any_of(
-      settings.listeners.begin(), settings.listeners.end(), [](const ListenerSettings& listener) {
-        return listener.enable && listener.type == Transport::udp && listener.answer_to_source;
-      });
-  return options;
-}
-
-}  // namespace detail
-
-/// A SIP MESSAGE server without sockets and without clock.
-///
-/// Feed it what arrives with `receive` and the time with `advance`; what it wants to send goes to
-/// the Sink. Users, registrar, sink and log are the caller's and must outlive it.
-class Proxy : public TransactionUser {
- public:
-  /// `secret`: 16 octets nobody else knows, fresh for each run; nonces, tags and branches come of
-  /// it.
-  Proxy(const Settings& settings, const UserDirectory& users, Registrar& registrar, Sink& sink,
-        ServerLog& log, const SipHashKey& secret)
-      : settings_(settings),
-        users_(&users),
-        registrar_(registrar),
-        log_(log),
-        layer_(detail::transaction_options(settings), sink, *this, detail::derive_key(secret, 't')),
-        answers_(layer_, counters_),
-        relays_(layer_, sink, answers_, counters_, log, settings.timers.t1_ms,
-                detail::derive_key(secret, 'r')),
-        access_(settings.digest, text_of(detail::derive_key(secret, 'd'))),
-        t1_ms_(settings.timers.t1_ms) {
-    apply_settings();
-  }
-  Proxy(const Proxy&) = delete;
-  Proxy& operator=(const Proxy&) = delete;
-
-  /// One message as it arrived; `error` is what MessageView::parse said of it.
-  void receive(const MessageView& message, Error error, const Flow& from, std::uint64_t now_ms) {
-    set_now(now_ms);
-    ++events_;
-    if (is_flood_victim(message, from)) {
-      ++counters_.dropped;
-      return;
-    }
-    layer_.receive(message, error, from, now_ms);
-  }
-  /// Nothing more waits on the sockets: a flood, if there was one, is over.
-  void idle() { events_ = 0; }
-  void connection_closed(std::uint32_t socket, Error error, std::uint64_t now_ms) {
-    set_now(now_ms);
-    registrar_.remove_connection(socket);
-    layer_.connection_closed(socket, error, now_ms);
-  }
-  void advance(std::uint64_t now_ms) {
-    set_now(now_ms);
-    layer_.advance(now_ms);
-    relays_.advance(now_ms);
-    registrar_.advance(now_ms);
-    timers_.advance(now_ms, [this](Timer& timer) { give_up_waiting(timer.owner); });
-  }
-  /// When `advance` is to be called next; UINT64_MAX where nothing waits.
-  std::uint64_t next_deadline() const {
-    const auto or_never = [](std::optional<std::uint64_t> deadline_ms) {
-      return deadline_ms.value_or(UINT64_MAX);
-    };
-    return std::min({or_never(layer_.next_deadline()), or_never(relays_.next_deadline()),
-                     or_never(timers_.next_deadline()), registrar_.next_deadline()});
-  }
-
-  HandlerChain& handlers() { return chain_; }
-  void set_domains(OwnDomains domains) { domains_ = std::move(domains); }
-  /// Other settings and users from now on; bindings and what is on its way stay. Timers, table
-  /// sizes and everything of the digest are those of the start. A handler may call this.
-  void reload(const Settings& settings, const UserDirectory& users) {
-    settings_ = settings;
-    users_ = &users;
-    apply_settings();
-  }
-  /// Seconds since 1970 when `now_ms` was 0, for Date headers; without it none is written.
-  void set_unix_time_at_zero(std::int64_t unix_s) { unix_s_at_zero_ = unix_s; }
-  /// The verdict a handler promised with Verdict::later(). Errors: `gone` where it was given
-  /// before, its deadline is over or the sender has given up; `bad_argument` for one more `later`.
-  Error resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms);
-
-  const ServerCounters& counters() const { return counters_; }
-  std::size_t transactions() const { return layer_.size(); }
-  /// How many messages are on their way to their recipients.
-  std::size_t relays() const { return relays_.size(); }
-  /// Octets held by kept messages.
-  std::size_t kept_size() const { return layer_.kept_size() + relays_.kept_size(); }
-  /// How many messages wait for a handler's verdict.
-  std::size_t waiting() const { return waiting_.size(); }
-
- private:
-  /// A MESSAGE while the handlers look at it. Texts are views, names as written.
-  struct Asked {
-    RelayRequest request;
-    std::string_view caller;
-    std::string_view caller_name;
-    std::string_view called;
-    std::string_view username;
-    HandlerChain::Position position;
-  };
-
-  /// One that a handler keeps: what Asked borrows, owned.
-  struct Waiting {
-    Waiting(const Asked& asked_now, std::uint32_t index)
-        : message(*asked_now.request.message),
-          username(asked_now.username),
-          asked(asked_now),
-          timer(index) {
-      asked.request.message = &message;
-      asked.username = username;
-      read_names(asked);
-    }
-
-    const Message message;
-    const std::string username;
-    Asked asked;
-    Timer timer;
-  };
-
-  static std::string_view text_of(const SipHashKey& key) {
-    return detail::as_text(key.data(), key.size());
-  }
-  void set_now(std::uint64_t now_ms) {
-    now_ms_ = now_ms;
-    answers_.set_now(now_ms);
-    relays_.set_now(now_ms);
-  }
-  void apply_settings() {
-    answers_.set_server_name(settings_.user_agent);
-    answers_.set_retry_after(settings_.flood.retry_after_s);
-    chain_.remove(users_handler_);
-    users_handler_ =
-        chain_.add(static_cast<int>(settings_.route_priority),
-                   [this](const RouteRequest& request) { return route_to_user(request); });
-  }
-
-  // TransactionUser
-  inline void on_request(ServerTransaction server, const MessageView& request,
-                         const Flow& from) override;
-  void on_response(ClientTransaction client, const MessageView& response, const Flow&) override {
-    relays_.on_response(client, response);
-  }
-  void on_failure(ClientTransaction client, Error) override { relays_.on_failure(client); }
-
-  void on_message(ServerTransaction server, const MessageView& request, const Flow& from);
-  void on_register(ServerTransaction server, const MessageView& request, const Flow& from);
-  void on_options(ServerTransaction server, const MessageView& request);
-
-  bool is_flood() const { return settings_.flood.events != 0 && events_ > settings_.flood.events; }
-  bool is_flood_victim(const MessageView& message, const Flow& from) const;
-  void refuse_method(ServerTransaction server);
-  bool refuse_scheme(ServerTransaction server, const UriView& uri);
-  bool refuse_domain(ServerTransaction server, int code, const UriView& uri);
-  bool refuse_extensions(ServerTransaction server, const MessageView& request, HeaderId id,
-                         std::string_view known);
-  bool refuse_name(ServerTransaction server, const UserSettings& user, const UriView& address,
-                   std::string_view header);
-  void challenge(ServerTransaction server, ChallengeKind kind, const Identity& identity,
-                 const MessageView& request, const Flow& from);
-  void write_allow(Output& out) const;
-
-  bool refuse_route(const MessageView& request, Asked& asked);
-  bool refuse_sender(const MessageView& request, const UriView& from, Asked& asked);
-  static void read_names(Asked& asked);
-  Verdict route_to_user(const RouteRequest& request) const;
-  void walk(Asked& asked);
-  void decide(const Asked& asked, const Verdict& verdict);
-  void keep_waiting(const Asked& asked, RouteKey key);
-  void give_up_waiting(std::uint32_t index);
-  void forward(const Asked& asked, const std::vector<std::string>& uris);
-  void add_bindings(std::string_view name);
-  void add_uri(std::string_view text);
-  void add_target(const RelayTarget& target);
-  bool is_known(std::string_view name) const;
-
-  void write_registration(Output& out, std::string_view user, const MessageView& request,
-                          const RegisterOutcome& outcome);
-
-  Settings settings_;
-  const UserDirectory* users_;
-  Registrar& registrar_;
-  ServerLog& log_;
-  ServerCounters counters_;
-  OwnDomains domains_;
-  TransactionLayer layer_;
-  OwnAnswers answers_;
-  RelaySet relays_;
-  AccessControl access_;
-  HandlerChain chain_;
-  HandlerChain::Id users_handler_ = 0;
-  std::uint64_t t1_ms_;
-  Timers timers_;
-  /// A place for each message that handlers look at, taken in advance because they are given its
-  /// key; empty until one of them wants to answer later.
-  Slab<std::unique_ptr<Waiting>> waiting_;
-  std::array<RelayTarget, RelaySet::max_breadth + 1> targets_;
-  std::size_t target_count_ = 0;
-  std::uint64_t now_ms_ = 0;
-  std::uint64_t events_ = 0;
-  std::optional<std::int64_t> unix_s_at_zero_;
-  LogLimit message_off_log_{1};
-  LogLimit domain_log_{1};
-  LogLimit waiting_log_{1};
-  LogLimit deadline_log_{10};
-  LogLimit password_log_{30};
-  LogLimit name_log_{30};
-  LogLimit registration_log_{100};
-};
-
-// Every request.
-
-inline void Proxy::on_request(ServerTransaction server, const MessageView& request,
-                              const Flow& from) {
-  switch (request.method()) {
-    case Method::message:
-      if (settings_.message.enable) return on_message(server, request, from);
-      if (message_off_log_.admits(now_ms_)) {
-        log_.log(Severity::warning,
-                 "MESSAGE refused with 501: set [message] enable=yes in ysipchan.conf");
-      }
-      break;
-    case Method::register_:
-      if (settings_.registrar.enable) return on_register(server, request, from);
-      break;
-    case Method::options:
-      if (settings_.options_enable) return on_options(server, request);
-      break;
-    // RFC 3261 9.2: only INVITE can be cancelled, and no INVITE is ever left unanswered here.
-    case Method::cancel:
-      return answers_.send(server, layer_.find_cancelled(request, from) ? 200 : 481);
-    default: break;
-  }
-  refuse_method(server);
-}
-
-/// Yate answers 501 to whatever is not in its Allow list, also to methods it knows.
-inline void Proxy::refuse_method(ServerTransaction server) {
-  answers_.send(server, 501, {}, [this](Output& out) { write_allow(out); });
-}
-
-inline void Proxy::write_allow(Output& out) const {
-  std::string_view separator;
-  out.raw("Allow: ");
-  const auto add = [&](bool enabled, std::string_view method) {
-    if (!enabled) return;
-    out.raw(separator).raw(method);
-    separator = ", ";
-  };
-  add(settings_.message.enable, "MESSAGE");
-  add(settings_.registrar.enable, "REGISTER");
-  add(settings_.options_enable, "OPTIONS");
-  out.raw("\r\n");
-}
-
-/// In a flood REGISTER, OPTIONS and the like over UDP are dropped unanswered, because their clients
-/// come back by themselves. MESSAGE never is.
-inline bool Proxy::is_flood_victim(const MessageView& message, const Flow& from) const {
-  if (!settings_.flood.protection || !is_flood() || from.transport != Transport::udp) return false;
-  const Method method = message.method();
-  return message.is_request() && (method == Method::register_ || method == Method::options ||
-                                  method == Method::subscribe || method == Method::invite);
-}
-
-/// RFC 3261 8.2.2.1, 16.3: we serve sip. A sips request asks for TLS on every hop, which we have
-/// not.
-inline bool Proxy::refuse_scheme(ServerTransaction server, const UriView& uri) {
-  if (uri.scheme == UriScheme::sip) return false;
-  answers_.send(server, 416);
-  return true;
-}
-
-/// Not ours to serve, and relaying it would make us an open relay.
-inline bool Proxy::refuse_domain(ServerTransaction server, int code, const UriView& uri) {
-  if (domains_.contains(uri.host)) return false;
-  if (domain_log_.admits(now_ms_)) {
-    log_.log(Severity::warning, "a request for the foreign domain " + std::string(uri.host) +
-                                    " refused with " + std::to_string(code) +
-                                    ": [general] domains in ysipchan.conf lists our own");
-  }
-  answers_.send(server, code);
-  return true;
-}
-
-/// RFC 3261 8.2.2.3 (Require) and 16.3 step 5 (Proxy-Require): 420, naming what we do not know.
-inline bool Proxy::refuse_extensions(ServerTransaction server, const MessageView& request,
-                                     HeaderId id, std::string_view known) {
-  const auto is_unknown = [known](std::string_view tag) {
-    return !tag.empty() && !equal_ignoring_case(tag, known);
-  };
-  const auto tags = request.values(id);
-  bool unknown = false;
-  for (std::string_view tag : tags) unknown = unknown || is_unknown(tag);
-  if (!unknown) return false;
-  answers_.send(server, 420, {}, [&](Output& out) {
-    for (std::string_view tag : tags) {
-      if (is_unknown(tag) && is_token(tag)) write_header(out, HeaderId::unsupported, tag);
-    }
-  });
-  return true;
-}
-
-inline void Proxy::challenge(ServerTransaction server, ChallengeKind kind, const Identity& identity,
-                             const MessageView& request, const Flow& from) {
-  if (!identity.refusal.empty() && password_log_.admits(now_ms_)) {
-    log_.log(Severity::warning, std::string(identity.refusal) + " in " +
-                                    std::string(request.method_text()) + " from " +
-                                    to_text(from.remote));
-  }
-  const bool stale = identity.kind == Identity::Kind::stale;
-  answers_.send_statelessly(server, challenge_code(kind), [&](Output& out) {
-    access_.write_challenges(out, kind, stale, from.remote.ip, now_ms_);
-  });
-}
-
-/// An account is no licence to use other people's names: 403 where the address in that header is
-/// none of the user's.
-inline bool Proxy::refuse_name(ServerTransaction server, const UserSettings& user,
-                               const UriView& address, std::string_view header) {
-  const ShortText name = ShortText::unescaped(address.user);
-  if (may_speak_as(user, address, name.view(), domains_)) return false;
-  if (name_log_.admits(now_ms_)) {
-    const bool is_foreign = answers_to(user, name.view());
-    log_.log(Severity::warning,
-             "user " + user.name + " may not use the " + std::string(header) + " address " +
-                 std::string(address.text) +
-                 (is_foreign ? ": [general] domains in ysipchan.conf does not list its domain"
-                             : ": it is neither the user's name nor one of the alternatives"));
-  }
-  answers_.send(server, 403);
-  return true;
-}
-
-// MESSAGE: the checks of RFC 3261 16.3, in its order.
-
-inline void Proxy::on_message(ServerTransaction server, const MessageView& request,
-                              const Flow& from) {
-  const auto uri = request.request_uri();
-  if (refuse_scheme(server, *uri)) return;
-  const std::uint32_t most = settings_.max_forwards;
-  const std::uint32_t hops = std::min(request.max_forwards().value_or(most), most);
-  if (hops == 0) return answers_.send(server, 483);
-
-  Asked asked;
-  asked.request.server = server;
-  asked.request.message = &request;
-  asked.request.source = from;
-  asked.request.received_ms = now_ms_;
-  asked.request.loop_hash = relays_.loop_hash(request);
-  asked.request.max_forwards = hops - 1;
-  if (relays_.is_loop(request, asked.request.loop_hash)) return answers_.send(server, 482);
-  if (refuse_extensions(server, request, HeaderId::proxy_require, {})) return;
-  if (refuse_domain(server, 403, *uri)) return;
-  if (refuse_route(request, asked)) return;
-
-  const auto sender = request.from();
-  if (refuse_sender(request, sender->uri, asked)) return;
-  if (asked.request.removed.overflowed()) {
-    return answers_.send(server, 400, "Too many Route or credentials headers");
-  }
-  asked.caller = sender->uri.user;
-  asked.caller_name = sender->display_name;
-  asked.called = uri->user;
-  walk(asked);
-}
-
-/// Routes that name us have led here and are taken off (RFC 3261 16.4); any other would make us a
-/// relay.
-inline bool Proxy::refuse_route(const MessageView& request, Asked& asked) {
-  for (std::string_view element : request.values(HeaderId::route)) {
-    const auto route = parse_name_addr(element);
-    if (!route) {
-      answers_.send(asked.request.server, 400, route.error().text());
-      return true;
-    }
-    if (refuse_domain(asked.request.server, 403, route->uri)) return true;
-  }
-  for (std::size_t field = request.find(HeaderId::route); field != request.header_count();
-       field = request.find_next(field)) {
-    asked.request.removed.add(field);
-  }
-  return false;
-}
-
-/// Finds out who sent it, and takes note of what the recipient is not to see: our credentials, and
-/// a P-Asserted-Identity, which says for certain what nobody has checked (RFC 3325 5).
-inline bool Proxy::refuse_sender(const MessageView& request, const UriView& from, Asked& asked) {
-  FieldList& removed = asked.request.removed;
-  if (!settings_.message.auth_required) {
-    access_.find_own(request, ChallengeKind::www, removed);
-    access_.find_own(request, ChallengeKind::proxy, removed);
-    return false;
-  }
-  const ServerTransaction server = asked.request.server;
-  const Flow& source = asked.request.source;
-  const bool by_proxy = settings_.message.auth_code == 407;
-  const ChallengeKind kind = by_proxy ? ChallengeKind::proxy : ChallengeKind::www;
-  const Identity identity =
-      access_.identify(request, kind, *users_, source.remote.ip, now_ms_, removed);
-  if (identity.kind != Identity::Kind::known) {
-    challenge(server, kind, identity, request, source);
-    return true;
-  }
-  if (refuse_name(server, *identity.user, from, "From")) return true;
-  asked.username = identity.user->name;
-  access_.find_own(request, by_proxy ? ChallengeKind::www : ChallengeKind::proxy, removed);
-  for (std::size_t i = 0; i < request.header_count(); ++i) {
-    const HeaderField field = request.field(i);
-    if (field.id != HeaderId::other) continue;
-    if (equal_ignoring_case(field.name, "P-Asserted-Identity")) removed.add(i);
-  }
-  return false;
-}
-
-// MESSAGE: the handlers.
-
-/// The names again, as views of the message that Asked now points to.
-inline void Proxy::read_names(Asked& asked) {
-  const auto from = asked.request.message->from();
-  asked.caller = from->uri.user;
-  asked.caller_name = from->display_name;
-  asked.called = asked.request.message->request_uri()->user;
-}
-
-inline void Proxy::walk(Asked& asked) {
-  const ShortText caller = ShortText::unescaped(asked.caller);
-  const ShortText called = ShortText::unescaped(asked.called);
-  const ShortText username(asked.username);  // a handler may call reload, and end the user's life
-  asked.username = username.view();
-  const RouteKey key = waiting_.create();
-  const RouteRequest request{*asked.request.message,
-                             caller.view(),
-                             asked.caller_name,
-                             called.view(),
-                             asked.username,
-                             asked.request.source,
-                             key};
-  const Verdict verdict = chain_.walk(asked.position, request);
-  if (verdict.kind() == Verdict::Kind::later) return keep_waiting(asked, key);
-  waiting_.destroy(key);
-  decide(asked, verdict);
-}
-
-inline void Proxy::decide(const Asked& asked, const Verdict& verdict) {
-  const ServerTransaction server = asked.request.server;
-  const int code = verdict.code();
-  switch (verdict.kind()) {
-    case Verdict::Kind::next: return answers_.send(server, 404);
-    case Verdict::Kind::accept: return answers_.send(server, code / 100 == 2 ? code : 202);
-    case Verdict::Kind::reject:
-      return answers_.send(server, code < 300 ? 500 : code, verdict.phrase());
-    case Verdict::Kind::forward: return forward(asked, verdict.uris());
-    case Verdict::Kind::later: return;
-  }
-}
-
-inline void Proxy::keep_waiting(const Asked& asked, RouteKey key) {
-  if (waiting_.size() > settings_.message.max_pending) {
-    waiting_.destroy(key);
-    if (waiting_log_.admits(now_ms_)) {
-      log_.log(Severity::warning,
-               "messages refused with 503: [message] max_pending in ysipchan.conf limits how many "
-               "may wait for handlers");
-    }
-    return answers_.send(asked.request.server, 503);
-  }
-  std::unique_ptr<Waiting>& waiting = waiting_.at(key.index);
-  waiting = std::make_unique<Waiting>(asked, key.index);
-  const std::uint64_t deadline_ms =
-      std::min(std::uint64_t{1000} * settings_.message.handler_deadline_s,
-               detail::patience_ms(asked.request.received_ms, now_ms_, t1_ms_));
-  timers_.queue(deadline_ms).start(waiting->timer, now_ms_);
-}
-
-inline void Proxy::give_up_waiting(std::uint32_t index) {
-  const ServerTransaction server = waiting_.at(index)->asked.request.server;
-  waiting_.destroy(waiting_.handle_of(index));
-  if (deadline_log_.admits(now_ms_)) {
-    log_.log(Severity::warning,
-             "a handler did not answer in time: its message is refused with 504");
-  }
-  answers_.send(server, 504);
-}
-
-inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms) {
-  set_now(now_ms);
-  if (verdict.kind() == Verdict::Kind::later) return ErrorCode::bad_argument;
-  std::unique_ptr<Waiting>* place = waiting_.get(key);
-  if (place == nullptr || *place == nullptr) return ErrorCode::gone;
-  // Out of the table first: a handler further down the chain may want to answer later, too.
-  const std::unique_ptr<Waiting> waiting = std::move(*place);
-  waiting->timer.cancel();
-  waiting_.destroy(key);
-  const RelayRequest& request = waiting->asked.request;
-  if (detail::patience_ms(request.received_ms, now_ms_, t1_ms_) == 0) {
-    answers_.send(request.server, 504);
-    return ErrorCode::gone;
-  }
-  if (verdict.kind() == Verdict::Kind::next) {
-    walk(waiting->asked);
-  } else {
-    decide(waiting->asked, verdict);
-  }
-  return {};
-}
-
-/// The handler of the users themselves: everybody we know is reached at his bindings.
-inline Verdict Proxy::route_to_user(const RouteRequest& request) const {
-  return is_known(request.called) ? Verdict::forward({}) : Verdict::next();
-}
-
-inline bool Proxy::is_known(std::string_view name) const {
-  if (name.empty()) return false;
-  return settings_.registrar.accept_any_user || settings_.registrar.autocreate ||
-         users_->knows(name);
-}
-
-// MESSAGE: to the bindings.
-
-/// Without URIs the message goes to the bindings of whom it names.
-inline void Proxy::forward(const Asked& asked, const std::vector<std::string>& uris) {
-  const ServerTransaction server = asked.request.server;
-  target_count_ = 0;
-  if (uris.empty()) {
-    const ShortText called = ShortText::unescaped(asked.called);
-    add_bindings(called.view());
-    if (target_count_ == 0 && !is_known(called.view())) return answers_.send(server, 404);
-  }
-  for (const std::string& uri : uris) add_uri(uri);
-  if (target_count_ == 0) {
-    return answers_.send(server, settings_.message.offline_code, {},
-                         [this](Output& out) { write_allow(out); });
-  }
-  relays_.start(asked.request, targets_.data(), target_count_);
-}
-
-/// The user's own bindings; where no user has that name, those of all who list it as an
-/// alternative.
-inline void Proxy::add_bindings(std::string_view name) {
-  const std::size_t before = target_count_;
-  const auto add = [this](const Binding& binding) {
-    add_target({binding.request_uri, binding.path, binding.flow});
-  };
-  registrar_.for_each(name, now_ms_, add);
-  if (target_count_ > before || users_->find(name) != nullptr) return;
-  users_->for_each_alternative(
-      name, [&](const UserSettings& user) { registrar_.for_each(user.name, now_ms_, add); });
-}
-
-inline void Proxy::add_uri(std::string_view text) {
-  const auto uri = parse_uri(text);
-  if (!uri) return add_bindings(text);  // a bare user name
-  if (uri->scheme != UriScheme::sip) return;
-  if (domains_.contains(uri->host)) {
-    return add_bindings(ShortText::unescaped(uri->user).view());
-  }
-  const auto ip = parse_ip(uri->host);
-  if (!ip) return;
-  Flow flow;
-  flow.transport =
-      parse_transport(uri->parameter("transport").value_or("udp")).value_or(Transport::udp);
-  flow.remote.ip = *ip;
-  flow.remote.port = uri->port != 0 ? uri->port : std::uint16_t{5060};
-  // Headers may not stand in a Request-URI (RFC 3261 19.1.1).
-  add_target({text.substr(0, text.find('?')), {}, flow});
-}
-
-/// Each only once (RFC 3261 16.5). There is one place more than may be used, by which RelaySet sees
-/// that they are too many.
-inline void Proxy::add_target(const RelayTarget& target) {
-  if (target_count_ == targets_.size()) return;
-  for (std::size_t i = 0; i < target_count_; ++i) {
-    if (targets_[i].uri == target.uri && targets_[i].flow == target.flow) return;
-  }
-  targets_[target_count_++] = target;
-}
-
-// REGISTER: RFC 3261 10.3.
-
-inline void Proxy::on_register(ServerTransaction server, const MessageView& request,
-                               const Flow& from) {
-  const auto uri = request.request_uri();
-  const auto to = request.to();
-  if (refuse_scheme(server, *uri)) return;
-  if (refuse_domain(server, 404, *uri)) return;
-  if (refuse_extensions(server, request, HeaderId::require, "path")) return;
-  // Who that is has to be proved before anything is said of the address.
-  const UserSettings* user = nullptr;
-  if (settings_.registrar.auth_required) {
-    FieldList own;
-    const Identity identity =
-        access_.identify(request, ChallengeKind::www, *users_, from.remote.ip, now_ms_, own);
-    if (identity.kind != Identity::Kind::known) {
-      return challenge(server, ChallengeKind::www, identity, request, from);
-    }
-    user = identity.user;
-  }
-  if (to->uri.scheme != UriScheme::sip) return answers_.send(server, 404);
-  if (refuse_domain(server, 404, to->uri)) return;
-  if (user != nullptr && refuse_name(server, *user, to->uri, "To")) return;
-
-  const ShortText to_name = ShortText::unescaped(to->uri.user);
-  const std::string_view name = user != nullptr ? user->name : to_name.view();
-  if (!is_known(name)) return answers_.send(server, 404);
-  const RegisterOutcome outcome = registrar_.update(name, request, from, now_ms_);
-  char buffer[128];
-  Output phrase(buffer, sizeof buffer);
-  phrase.raw(outcome.reason);
-  if (outcome.error.place > 0) {
-    phrase.raw(" (octet ").number(static_cast<std::uint64_t>(outcome.error.place)).raw(")");
-  }
-  answers_.send(server, outcome.status, phrase.written(), [&](Output& out) {
-    if (outcome.status == 200) return write_registration(out, name, request, outcome);
-    if (outcome.min_expires_s != 0) write_header(out, HeaderId::min_expires, outcome.min_expires_s);
-  });
-  // Last of all, for whoever reads the log may call us again.
-  if (outcome.added > 0 && registration_log_.admits(now_ms_)) {
-    log_.log(Severity::info, std::string(name) + " registered from " +
-                                 std::string(transport_parameter(from.transport)) + " " +
-                                 to_text(from.remote));
-  }
-}
-
-/// All current bindings with the time each has left, and what a client behind a NAT should know.
-inline void Proxy::write_registration(Output& out, std::string_view user,
-                                      const MessageView& request, const RegisterOutcome& outcome) {
-  registrar_.write_contacts(out, user, now_ms_);
-  if (outcome.expires_s != 0) write_header(out, HeaderId::expires, outcome.expires_s);
-  for (std::string_view path : request.values(HeaderId::path)) {  // RFC 3327 5.3
-    out.raw("Path: ").raw(path).raw("\r\n");
-  }
-  if (unix_s_at_zero_) {
-    const auto now_s = *unix_s_at_zero_ + static_cast<std::int64_t>(now_ms_ / 1000);
-    write_header(out, HeaderId::date, format_date(now_s));
-  }
-  if (outcome.nat_contact.empty()) return;
-  out.raw("X-Real-Contact: <");
-  write_contact_outside_nat(out, outcome.nat_contact, outcome.nat_address);
-  out.raw(">\r\n");
-  if (settings_.registrar.nat_refresh_s != 0) {
-    out.raw("P-NAT-Refresh: ").number(settings_.registrar.nat_refresh_s).raw("\r\n");
-  }
-}
-
-// OPTIONS: RFC 3261 11.2.
-
-inline void Proxy::on_options(ServerTransaction server, const MessageView& request) {
-  const auto uri = request.request_uri();
-  if (refuse_scheme(server, *uri)) return;
-  if (refuse_domain(server, 404, *uri)) return;
-  if (refuse_extensions(server, request, HeaderId::proxy_require, {})) return;
-  if (refuse_extensions(server, request, HeaderId::require, "path")) return;
-  if (is_flood()) return answers_.send(server, 503);
-  answers_.send(server, 200, {}, [this](Output& out) {
-    write_allow(out);
-    out.raw("Accept: */*\r\nSupported: path\r\n");
-  });
-}
-
-}  // namespace sipmsg
-
 // ========================================== login.hpp ===========================================
 
 // login: a client's side of the password question, for one account.
@@ -12423,6 +11978,1644 @@ inline std::optional<std::uint64_t> Agent::next_deadline() const {
 inline void Agent::close() {
   layer_.close();
   seen_.for_each([this](Handle handle, Seen&) { forget_seen(handle.index); });
+}
+
+}  // namespace sipmsg
+
+// ========================================== relay.hpp ===========================================
+
+// relay: one MESSAGE on its way from its sender to every binding of its recipient, and back the
+// best of their answers.
+//
+// RFC 3261 16.6 to 16.9, the stateful proxy core. A request goes out as it came but for a few
+// edits; each copy is a branch with a client transaction of its own. The first 2xx is passed on at
+// once; otherwise the best of all answers is, when the last branch has one. A branch that stays
+// silent never makes a 408 (RFC 4320): the sender gets 480 shortly before it would give up by
+// itself. A copy keeps going to its phone after another phone answered: a message is for all of
+// them.
+// RFC 5393: a forking proxy must find loops, and bounds by Max-Breadth how often a request doubles.
+// Left out on purpose: sending to one target after the other by q, and redirection.
+
+namespace sipmsg {
+
+/// Where the protocol core says what its operator should know. One line each, without line end.
+class ServerLog {
+ public:
+  virtual void log(Severity severity, std::string_view text) = 0;
+
+ protected:
+  ~ServerLog() = default;
+};
+
+/// So many lines of one kind a minute and no more: who sends requests must not be able to fill the
+/// disk with what we say about them.
+class LogLimit {
+ public:
+  explicit LogLimit(std::uint32_t lines_a_minute) : most_(lines_a_minute) {}
+
+  /// Whether one more line may be written now. Ask before putting its text together.
+  bool admits(std::uint64_t now_ms) {
+    if (now_ms - begin_ms_ >= 60000) {
+      begin_ms_ = now_ms;
+      count_ = 0;
+    }
+    if (count_ == most_) return false;
+    ++count_;
+    return true;
+  }
+
+ private:
+  std::uint32_t most_;
+  std::uint32_t count_ = 0;
+  std::uint64_t begin_ms_ = 0;
+};
+
+/// What has happened since the start.
+struct ServerCounters {
+  std::uint64_t relayed = 0;    ///< MESSAGE requests that went to at least one binding
+  std::uint64_t delivered = 0;  ///< of these, answered 2xx by a recipient
+  std::uint64_t refused = 0;    ///< requests that we answered with 300 or more ourselves
+  std::uint64_t dropped = 0;    ///< requests of a flood that got no answer
+};
+
+namespace detail {
+
+/// Larger than any message with what we add to it.
+inline constexpr std::size_t relay_scratch_size = max_message_size + 4096;
+
+/// How long the sender of a request that came at `received_ms` is still to be kept waiting: until
+/// 60*T1 after that, for at 64*T1 its own timer ends. In whole steps of 2*T1, and so a little less
+/// where some of it is over, that there are few queues of timers.
+constexpr std::uint64_t patience_ms(std::uint64_t received_ms, std::uint64_t now_ms,
+                                    std::uint64_t t1_ms) {
+  const std::uint64_t step_ms = 2 * t1_ms;
+  const std::uint64_t over_ms = now_ms - received_ms;
+  return over_ms >= 30 * step_ms ? 0 : (30 * step_ms - over_ms) / step_ms * step_ms;
+}
+
+}  // namespace detail
+
+/// Sends the answers that are our own and not a recipient's.
+class OwnAnswers {
+ public:
+  OwnAnswers(TransactionLayer& layer, ServerCounters& counters)
+      : layer_(layer), counters_(counters), scratch_(new char[detail::relay_scratch_size]) {}
+
+  /// For the Server header; empty: none is written.
+  void set_server_name(std::string_view name) {
+    server_name_ = name;
+    const auto ends_line = [](char c) { return c == '\r' || c == '\n' || c == '\0'; };
+    server_name_.erase(std::remove_if(server_name_.begin(), server_name_.end(), ends_line),
+                       server_name_.end());
+  }
+  /// For the Retry-After that every 503 gets (RFC 3261 21.5.4).
+  void set_retry_after(std::uint32_t seconds) { retry_after_s_ = seconds; }
+  /// The time, from now on.
+  void set_now(std::uint64_t now_ms) { now_ms_ = now_ms; }
+
+  /// A code that may not be sent is replaced by one that may: 408, which RFC 4320 4.2 forbids for
+  /// all requests but INVITE, by 480; one that is no final code by 500. A phrase that cannot stand
+  /// in a status line gives way to the usual one. `add_headers(Output&)` writes further headers.
+  template <class AddHeaders>
+  void send(ServerTransaction server, int code, std::string_view phrase, AddHeaders add_headers) {
+    code = sendable(code);
+    const std::string_view answer = write(server, code, phrase, add_headers);
+    if (!answer.empty()) static_cast<void>(layer_.respond(server, code, Slices(answer), now_ms_));
+  }
+  void send(ServerTransaction server, int code, std::string_view phrase = {}) {
+    send(server, code, phrase, [](Output&) {});
+  }
+  /// The same, and forgets the request: for challenges, of which a flood must leave nothing behind.
+  template <class AddHeaders>
+  void send_statelessly(ServerTransaction server, int code, AddHeaders add_headers) {
+    const std::string_view answer = write(server, code, {}, add_headers);
+    if (answer.empty()) return;
+    static_cast<void>(layer_.respond_statelessly(server, code, Slices(answer), now_ms_));
+  }
+
+ private:
+  static constexpr std::size_t max_phrase_size = 256;
+
+  static int sendable(int code) {
+    if (code == 408) return 480;
+    return code < 200 || code > 699 ? 500 : code;
+  }
+  static std::string_view sendable(std::string_view phrase) {
+    const bool forbidden =
+        phrase.find_first_of(std::string_view("\r\n\0", 3)) != std::string_view::npos;
+    return forbidden || phrase.size() > max_phrase_size ? std::string_view() : phrase;
+  }
+
+  /// Empty for a request whose head does not fit, of some 60,000 octets: its sender's timer ends
+  /// it.
+  template <class AddHeaders>
+  std::string_view write(ServerTransaction server, int code, std::string_view phrase,
+                         AddHeaders add_headers) {
+    Output out(scratch_.get(), detail::relay_scratch_size);
+    layer_.begin_response(server, code, sendable(phrase), out);
+    add_headers(out);
+    if (code == 503) write_header(out, HeaderId::retry_after, retry_after_s_);
+    if (!server_name_.empty()) write_header(out, HeaderId::server, server_name_);
+    write_body(out, {}, {});
+    if (out.error()) return {};
+    if (code >= 300) ++counters_.refused;
+    return out.written();
+  }
+
+  TransactionLayer& layer_;
+  ServerCounters& counters_;
+  std::string server_name_;
+  std::uint32_t retry_after_s_ = 30;
+  std::unique_ptr<char[]> scratch_;
+  std::uint64_t now_ms_ = 0;
+};
+
+/// Where one copy of a message goes. Lifetime: views of whoever made it.
+struct RelayTarget {
+  std::string_view uri;   ///< becomes the Request-URI
+  std::string_view path;  ///< becomes Route: the Path of the registration (RFC 3327)
+  Flow flow;
+};
+
+/// A message to be relayed, and what is to be changed in it.
+struct RelayRequest {
+  ServerTransaction server;  ///< to be answered; names nothing for a message of our own
+  std::uint64_t own = 0;     ///< what RelayUser knows a message of our own by; 0 for a received one
+  const MessageView* message = nullptr;
+  std::string_view username;  ///< the sender's, for whoever is told that nobody took the message
+  Flow source;
+  std::uint64_t received_ms = 0;
+  std::uint64_t loop_hash = 0;      ///< from RelaySet::loop_hash
+  std::uint32_t max_forwards = 70;  ///< to be written, already decremented
+  FieldList removed;                ///< what is not for the recipient
+};
+
+/// Who is told what became of messages where that is not simply passed on to their sender. May do
+/// anything, also relay further messages.
+class RelayUser {
+ public:
+  /// No target took a message: `code` is the best answer there was, 480 where there was none. The
+  /// request is valid during the call. True where its sender is answered from there, now or later;
+  /// otherwise it gets that answer.
+  virtual bool on_undelivered(const RelayRequest& request, int code) = 0;
+  /// The end of a message of our own, once: the best answer, which may be null where it is `code`
+  /// alone. Valid during the call.
+  virtual void on_own_end(std::uint64_t own, int code, const MessageView* response) = 0;
+
+ protected:
+  ~RelayUser() = default;
+};
+
+/// All messages that are on their way.
+class RelaySet {
+ public:
+  /// So many copies of one request may exist at once, here and at the proxies behind us: the
+  /// Max-Breadth that RFC 5393 5.3.3 recommends.
+  static constexpr std::uint32_t max_breadth = 60;
+
+  RelaySet(TransactionLayer& layer, Sink& sink, RelayUser& user, OwnAnswers& answers,
+           ServerCounters& counters, ServerLog& log, std::uint32_t t1_ms, const SipHashKey& secret)
+      : layer_(layer),
+        sink_(sink),
+        user_(user),
+        answers_(answers),
+        counters_(counters),
+        log_(log),
+        t1_ms_(t1_ms),
+        random_(secret),
+        loop_hash_(detail::next_key(random_)),
+        scratch_(new char[detail::relay_scratch_size]) {}
+
+  /// Sends the message to each target. Returns 0, and the answer follows by itself; or the code it
+  /// is to be refused with: 480 where no target can be reached, 440 where there are more of them
+  /// than the request's breadth.
+  [[nodiscard]] int start(const RelayRequest& request, const RelayTarget* targets,
+                          std::size_t count);
+  /// Whether on_undelivered is asked; each message is kept for it until it is answered.
+  void keep_requests(bool keep) { keeps_requests_ = keep; }
+
+  /// What the branches of this request will carry, so that it is known again.
+  std::uint64_t loop_hash(const MessageView& request) const;
+  /// Whether the request was here before, with the same Request-URI: 482 (RFC 3261 16.3 step 4).
+  bool is_loop(const MessageView& request, std::uint64_t loop_hash) const;
+
+  void on_response(ClientTransaction client, const MessageView& response);
+  void on_failure(ClientTransaction client);
+  /// The time, from now on; `advance` also does what is due.
+  void set_now(std::uint64_t now_ms) { now_ms_ = now_ms; }
+  void advance(std::uint64_t now_ms);
+  /// When `advance` has something to do next; nothing where no message is on its way.
+  std::optional<std::uint64_t> next_deadline() const { return timers_.next_deadline(); }
+  std::size_t size() const { return relays_.size(); }
+  /// Octets held by requests, and by answers that are kept until a better one comes.
+  std::size_t kept_size() const { return blocks_.in_use_size(); }
+
+ private:
+  /// The response context of RFC 3261 16: what the branches of one request have answered so far.
+  struct Relay {
+    RelayRequest request;  ///< without its message and user name, which are in `kept`
+    Block kept;            ///< message and user name, for on_undelivered; or empty
+    std::uint32_t kept_username_size = 0;
+    Timer timer;
+    std::uint32_t open_branches = 0;
+    bool answered = false;
+    int best_code = 0;                 ///< 0 where no answer is there yet
+    std::uint32_t best_body_size = 0;  ///< of `best`
+    Block best;                        ///< empty where there was no memory for it
+    std::string challenges;  ///< header lines of the 401 and 407 that are not `best` (16.7 step 7)
+  };
+
+  static constexpr std::size_t token_size = 13;        // 64 bits of chance
+  static constexpr std::size_t path_mtu = 1300;        // RFC 3261 18.1.1
+  static constexpr std::size_t added_size = 160;       // what our edits add, about
+  static constexpr std::size_t max_datagram = 65507;   // over IPv4; a little more over IPv6
+  static constexpr std::size_t max_challenges = 8192;  // octets of `challenges`
+  static constexpr std::size_t max_kept = 16U << 20U;  // octets of all `best` and `kept`
+
+  Error send_branch(const RelayRequest& request, Handle relay, const RelayTarget& target,
+                    std::uint32_t breadth);
+  Error send_over(Flow flow, const RelayRequest& request, Handle relay, const RelayTarget& target,
+                  std::uint32_t breadth);
+  Slices edit(const RelayRequest& request, const RelayTarget& target, std::uint32_t breadth,
+              Edits& edits, Output& text) const;
+  void log_large_datagram();
+  void keep_request(Relay& relay, const RelayRequest& request);
+  bool tell_undelivered(const Relay& relay, int code);
+  void pass_on(Relay& relay, int code, const MessageView& response);
+  void keep_if_best(Relay& relay, int code, const MessageView& response);
+  void add_challenges(Relay& relay, const MessageView& response);
+  void close_branch(Handle handle, Relay& relay);
+  void answer_with_best(Relay& relay);
+  void answer(const Relay& relay, int code, std::string_view phrase = {});
+  void pass_on_best(const Relay& relay);
+  void finish(Handle handle);
+
+  TransactionLayer& layer_;
+  Sink& sink_;
+  RelayUser& user_;
+  OwnAnswers& answers_;
+  ServerCounters& counters_;
+  ServerLog& log_;
+  std::uint64_t t1_ms_;
+  Random random_;
+  SipHash loop_hash_;  ///< keyed and fresh; copied for each use
+  Timers timers_;
+  BlockPool blocks_;
+  Slab<Relay> relays_;
+  std::unique_ptr<char[]> scratch_;
+  std::size_t large_size_ = 0;  ///< of a datagram that no log line has told of yet
+  SocketAddress large_remote_;
+  LogLimit large_log_{10};
+  LogLimit breadth_log_{10};
+  bool keeps_requests_ = false;
+  std::uint64_t now_ms_ = 0;
+};
+
+namespace detail {
+
+/// How good a final answer other than 2xx is for the sender, 0 being best (RFC 3261 16.7 step 6):
+/// 6xx ends the search, then the lowest class, and of 4xx first those that tell how to try again
+/// and last the one that tells nothing.
+constexpr int response_rank(int code) {
+  if (code >= 600) return 0;
+  if (code < 400) return 1;
+  if (code == 401 || code == 407 || code == 415 || code == 420 || code == 484) return 2;
+  if (code < 500) return code == 408 ? 4 : 3;
+  return code == 503 ? 6 : 5;
+}
+
+inline bool has_two_vias(const MessageView& response) {
+  const auto vias = response.values(HeaderId::via);
+  auto element = vias.begin();
+  return element != vias.end() && ++element != vias.end();
+}
+
+constexpr bool is_challenge(int code) { return code == 401 || code == 407; }
+
+/// The breadth a request may still have (RFC 5393 5.3.3).
+inline std::uint32_t breadth_of(const MessageView& request, std::uint32_t most) {
+  const auto value = parse_digits(request.header("Max-Breadth").value_or(""), most);
+  return value ? static_cast<std::uint32_t>(*value) : most;
+}
+
+/// A message without Content-Length is as long as its datagram; where it goes on over a stream its
+/// length must be said (RFC 3261 18.3, 20.14).
+inline void add_content_length(const MessageView& message, Edits& edits, Output& text) {
+  if (message.has(HeaderId::content_length)) return;
+  const std::size_t begin = text.size();
+  write_header(text, HeaderId::content_length, message.body().size());
+  edits.insert_last(text.since(begin));
+}
+
+}  // namespace detail
+
+// The request.
+
+inline int RelaySet::start(const RelayRequest& request, const RelayTarget* targets,
+                           std::size_t count) {
+  // To write Max-Breadth is needed only where the request doubles.
+  std::uint32_t breadth = 0;
+  if (count > 1) {
+    breadth = detail::breadth_of(*request.message, max_breadth);
+    if (count > breadth) {
+      if (breadth_log_.admits(now_ms_)) {
+        log_.log(Severity::warning, "a message to " + std::to_string(count) +
+                                        " bindings refused with 440: " + std::to_string(breadth) +
+                                        " are allowed");
+      }
+      return 440;
+    }
+    breadth /= static_cast<std::uint32_t>(count);
+  }
+  const Handle handle = relays_.create();
+  Relay& relay = relays_.at(handle.index);
+  relay.request = request;
+  relay.request.message = nullptr;
+  relay.request.username = {};
+  Error error;
+  for (std::size_t i = 0; i < count; ++i) {
+    const Error failed = send_branch(request, handle, targets[i], breadth);
+    if (failed) {
+      error = failed;
+    } else {
+      ++relay.open_branches;
+    }
+  }
+  if (relay.open_branches == 0) {
+    relays_.destroy(handle);
+    if (error.code == ErrorCode::limit_reached) return 503;
+    return error.code == ErrorCode::too_large ? 513 : 480;
+  }
+  if (keeps_requests_ && request.own == 0) keep_request(relay, request);
+  ++counters_.relayed;
+  relay.timer.owner = handle.index;
+  timers_.queue(detail::patience_ms(request.received_ms, now_ms_, t1_ms_))
+      .start(relay.timer, now_ms_);
+  log_large_datagram();
+  return 0;
+}
+
+inline void RelaySet::keep_request(Relay& relay, const RelayRequest& request) {
+  const std::string_view message = request.message->bytes();
+  const std::size_t size = message.size() + request.username.size();
+  if (blocks_.in_use_size() + size > max_kept) return;
+  relay.kept = blocks_.allocate(size);
+  relay.kept_username_size = static_cast<std::uint32_t>(request.username.size());
+  Slices slices(message);
+  slices.add(request.username);
+  slices.copy_to(relay.kept.data());
+}
+
+/// RFC 3261 18.1.1: a request over 1300 octets goes by TCP where the target can be reached so, and
+/// by UDP where it turns out that it cannot.
+inline Error RelaySet::send_branch(const RelayRequest& request, Handle relay,
+                                   const RelayTarget& target, std::uint32_t breadth) {
+  const std::size_t size = request.message->size() + target.uri.size() + added_size;
+  if (target.flow.transport == Transport::udp && size > path_mtu &&
+      sink_.has_stream_to(target.flow.remote)) {
+    const Flow stream{Transport::tcp, 0, target.flow.remote};
+    if (!send_over(stream, request, relay, target, breadth)) return {};
+  }
+  return send_over(target.flow, request, relay, target, breadth);
+}
+
+inline Error RelaySet::send_over(Flow flow, const RelayRequest& request, Handle relay,
+                                 const RelayTarget& target, std::uint32_t breadth) {
+  const auto sent_by = sink_.sent_by(flow);
+  if (!sent_by) return sent_by.error();
+
+  Output text(scratch_.get(), detail::relay_scratch_size);
+  // The branch: the magic cookie, chance, and behind a dot what a loop is known by (16.6 step 8).
+  std::array<char, token_size> token;
+  random_.write_token(token.data(), token.size());
+  text.raw("Via: SIP/2.0/").raw(transport_name(flow.transport)).raw(" ").raw(*sent_by);
+  text.raw(";branch=");
+  const std::size_t branch_begin = text.size();
+  text.raw("z9hG4bK").raw({token.data(), token.size()}).raw(".").hex(request.loop_hash);
+  const std::string_view branch = text.since(branch_begin);
+  text.raw(";rport\r\n");
+
+  Edits edits(*request.message);
+  const Slices message = edit(request, target, breadth, edits, text);
+  if (text.error()) return text.error();
+  if (edits.error()) return edits.error();
+  const std::size_t size = message.size();
+  if (flow.transport == Transport::udp && size > path_mtu) {
+    if (size > max_datagram) return ErrorCode::too_large;
+    large_size_ = size;
+    large_remote_ = flow.remote;
+  }
+  return layer_
+      .send(flow, branch, request.message->method_text(), message, pack_handle(relay), now_ms_)
+      .error();
+}
+
+/// Last of all, for whoever reads the log may call us again.
+inline void RelaySet::log_large_datagram() {
+  if (large_size_ == 0) return;
+  std::array<char, 160> buffer;
+  Output line(buffer.data(), buffer.size());
+  line.raw("a request of ").number(large_size_).raw(" octets goes by UDP to ");
+  line.ip(large_remote_.ip).raw(" port ").number(large_remote_.port);
+  line.raw(", which has no TCP connection");
+  large_size_ = 0;
+  if (large_log_.admits(now_ms_)) log_.log(Severity::info, line.written());
+}
+
+/// RFC 3261 16.6, as edits of what was received. `text` holds our own Via line, and takes what else
+/// is written. A `breadth` of 0 leaves Max-Breadth alone.
+inline Slices RelaySet::edit(const RelayRequest& request, const RelayTarget& target,
+                             std::uint32_t breadth, Edits& edits, Output& text) const {
+  const MessageView& message = *request.message;
+  const bool has_max_forwards = message.has(HeaderId::max_forwards);
+  std::string_view old_breadth;
+  if (breadth != 0) old_breadth = message.header("Max-Breadth").value_or("");
+  edits.set_request_uri(target.uri);
+
+  if (!target.path.empty()) write_header(text, HeaderId::route, target.path);
+  if (!has_max_forwards) write_header(text, HeaderId::max_forwards, request.max_forwards);
+  if (breadth != 0 && old_breadth.empty()) {
+    text.raw("Max-Breadth: ").number(breadth).raw("\r\n");
+  }
+  edits.insert_first(text.written());
+
+  const auto replace_number = [&](std::string_view old, std::uint64_t number) {
+    const std::size_t begin = text.size();
+    text.number(number);
+    edits.replace(old, text.since(begin));
+  };
+  if (has_max_forwards) {
+    replace_number(message.header(HeaderId::max_forwards), request.max_forwards);
+  }
+  if (!old_breadth.empty()) replace_number(old_breadth, breadth);
+
+  const auto vias = message.values(HeaderId::via);
+  if (!vias.empty()) {
+    const std::string_view top_via = *vias.begin();
+    if (const auto via = parse_via(top_via)) {
+      const std::size_t begin = text.size();
+      write_stamped_via(text, top_via, *via, request.source.remote);
+      edits.replace(top_via, text.since(begin));
+    }
+  }
+  for (std::size_t field : request.removed) edits.remove_field(field);
+  detail::add_content_length(message, edits, text);
+  return edits.slices();
+}
+
+/// Over what a loop brings back unchanged (RFC 3261 16.6 step 8). Another Request-URI makes it a
+/// spiral, which is no error. The method does not count (ibid.), and CSeq names it.
+inline std::uint64_t RelaySet::loop_hash(const MessageView& request) const {
+  SipHash hash = loop_hash_;
+  for (std::string_view part : {request.request_uri_text(), request.header(HeaderId::from),
+                                request.call_id(), request.header(HeaderId::cseq)}) {
+    hash.update(part);
+    hash.update(std::string_view("\0", 1));
+  }
+  return hash.finish();
+}
+
+inline bool RelaySet::is_loop(const MessageView& request, std::uint64_t loop_hash) const {
+  std::array<char, 17> end_of_branch;
+  Output out(end_of_branch.data(), end_of_branch.size());
+  out.raw(".").hex(loop_hash);
+  for (std::string_view via : request.values(HeaderId::via)) {
+    if (via.find(out.written()) != std::string_view::npos) return true;
+  }
+  return false;
+}
+
+// The answers.
+
+inline void RelaySet::on_response(ClientTransaction client, const MessageView& response) {
+  const int code = response.status_code();
+  if (code < 200) return;  // no provisional answer of a non-INVITE goes further (RFC 4320 4.1)
+  const Handle handle = unpack_handle(layer_.user_data(client));
+  Relay* relay = relays_.get(handle);
+  if (relay == nullptr) return;  // the sender has been told 480 already
+  // With our Via alone it answers us, and there is nobody to pass it on to (16.7 step 3).
+  const bool is_for_sender = relay->request.own != 0 || detail::has_two_vias(response);
+  if (is_for_sender && !relay->answered) {
+    if (code < 300) {
+      ++counters_.delivered;
+      pass_on(*relay, code, response);
+    } else {
+      keep_if_best(*relay, code, response);
+    }
+  }
+  close_branch(handle, *relay);
+}
+
+inline void RelaySet::on_failure(ClientTransaction client) {
+  const Handle handle = unpack_handle(layer_.user_data(client));
+  Relay* relay = relays_.get(handle);
+  if (relay != nullptr) close_branch(handle, *relay);
+}
+
+inline void RelaySet::pass_on(Relay& relay, int code, const MessageView& response) {
+  relay.answered = true;
+  if (relay.request.own != 0) return user_.on_own_end(relay.request.own, code, &response);
+  std::array<char, 40> buffer;
+  Output text(buffer.data(), buffer.size());
+  Edits edits(response);
+  edits.remove_first_element(HeaderId::via);
+  detail::add_content_length(response, edits, text);
+  static_cast<void>(layer_.respond(relay.request.server, code, edits.slices(), now_ms_));
+}
+
+inline void RelaySet::keep_if_best(Relay& relay, int code, const MessageView& response) {
+  const bool better =
+      relay.best_code == 0 || detail::response_rank(code) < detail::response_rank(relay.best_code);
+  if (!better) {
+    if (detail::is_challenge(code)) add_challenges(relay, response);
+    return;
+  }
+  std::array<char, 40> buffer;
+  Output text(buffer.data(), buffer.size());
+  Edits edits(response);
+  edits.remove_first_element(HeaderId::via);
+  detail::add_content_length(response, edits, text);
+  const Slices slices = edits.slices();
+  relay.best_code = code;
+  relay.best_body_size = static_cast<std::uint32_t>(response.body().size());
+  relay.best.reset();
+  if (blocks_.in_use_size() + slices.size() > max_kept) return;
+  relay.best = blocks_.allocate(slices.size());
+  slices.copy_to(relay.best.data());
+}
+
+/// The sender can only answer all challenges if it gets all of them (RFC 3261 16.7 step 7).
+inline void RelaySet::add_challenges(Relay& relay, const MessageView& response) {
+  for (HeaderId id : {HeaderId::www_authenticate, HeaderId::proxy_authenticate}) {
+    for (std::size_t i = response.find(id); i != response.header_count();
+         i = response.find_next(i)) {
+      const std::string_view line = response.field_line(i);
+      if (relay.challenges.size() + line.size() <= max_challenges) relay.challenges.append(line);
+    }
+  }
+}
+
+inline void RelaySet::close_branch(Handle handle, Relay& relay) {
+  if (--relay.open_branches == 0) finish(handle);
+}
+
+inline void RelaySet::answer_with_best(Relay& relay) {
+  if (relay.answered) return;
+  relay.answered = true;
+  const int code = relay.best_code;
+  // RFC 4320 4.2 forbids 408 for a non-INVITE, and silence is no better than that.
+  const bool is_silent = code == 0 || code == 408;
+  if (relay.kept && tell_undelivered(relay, is_silent ? 480 : code)) return;
+  if (is_silent) return answer(relay, 480);
+  // RFC 3261 16.7 step 6: the recipient's 503 would say that this server is overloaded.
+  if (code == 503) return answer(relay, 500, "Recipient Unavailable");
+  if (!relay.best) return answer(relay, code);
+  pass_on_best(relay);
+}
+
+inline void RelaySet::answer(const Relay& relay, int code, std::string_view phrase) {
+  if (relay.request.own != 0) return user_.on_own_end(relay.request.own, code, nullptr);
+  answers_.send(relay.request.server, code, phrase);
+}
+
+inline void RelaySet::pass_on_best(const Relay& relay) {
+  const std::string_view best(relay.best.data(), relay.best.size());
+  if (relay.request.own != 0) {
+    MessageView response;
+    const Error error = response.parse(best);
+    return user_.on_own_end(relay.request.own, relay.best_code, error ? nullptr : &response);
+  }
+  Slices slices;
+  if (detail::is_challenge(relay.best_code)) {
+    const std::size_t headers_end = best.size() - relay.best_body_size - 2;
+    slices.add(best.substr(0, headers_end));
+    slices.add(relay.challenges);
+    slices.add(best.substr(headers_end));
+  } else {
+    slices.add(best);
+  }
+  static_cast<void>(layer_.respond(relay.request.server, relay.best_code, slices, now_ms_));
+}
+
+inline bool RelaySet::tell_undelivered(const Relay& relay, int code) {
+  const std::string_view kept(relay.kept.data(), relay.kept.size());
+  const std::size_t size = kept.size() - relay.kept_username_size;
+  MessageView message;
+  if (message.parse(kept.substr(0, size))) return false;
+  RelayRequest request = relay.request;
+  request.message = &message;
+  request.username = kept.substr(size);
+  return user_.on_undelivered(request, code);
+}
+
+/// Branches that are still open go on without us: their transactions end by themselves, and what
+/// they tell then finds no relay.
+inline void RelaySet::finish(Handle handle) {
+  answer_with_best(relays_.at(handle.index));
+  relays_.destroy(handle);
+}
+
+inline void RelaySet::advance(std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  timers_.advance(now_ms, [this](Timer& timer) { finish(relays_.handle_of(timer.owner)); });
+}
+
+}  // namespace sipmsg
+
+// ========================================== proxy.hpp ===========================================
+
+// proxy: what a SIP MESSAGE server does with each request.
+//
+// MESSAGE is proxied (RFC 3261 16, RFC 3428 6): checked, its sender identified, offered to the
+// handlers, and relayed to the bindings of the recipient. REGISTER is answered by section 10,
+// OPTIONS by section 11, all else with 501. The order of the functions is the way of one message.
+//
+// Nothing is sent to an address other than the one a request came from, a live binding, or one that
+// a handler names.
+// Left out on purpose: dialogs, Record-Route, redirection, and everything of calls.
+
+namespace sipmsg {
+
+namespace detail {
+
+/// Keys for different uses must differ; one secret gives them all.
+inline SipHashKey derive_key(const SipHashKey& secret, char purpose) {
+  SipHashKey key{};
+  for (char half : {'1', '2'}) {
+    const char text[] = {purpose, half};
+    store_little(SipHash::of(secret, {text, 2}), key.data() + (half == '2' ? 8 : 0));
+  }
+  return key;
+}
+
+inline TransactionOptions transaction_options(const Settings& settings) {
+  TransactionOptions options;
+  options.t1_ms = settings.timers.t1_ms;
+  options.t4_ms = settings.timers.t4_ms;
+  options.max_transactions = settings.max_transactions;
+  options.retry_after_s = settings.flood.retry_after_s;
+  options.answer_to_source = std::any_of(
+      settings.listeners.begin(), settings.listeners.end(), [](const ListenerSettings& listener) {
+        return listener.enable && listener.type == Transport::udp && listener.answer_to_source;
+      });
+  return options;
+}
+
+}  // namespace detail
+
+/// Called for a message that no binding of a known user took: `code` is what its sender would be
+/// answered, that of [message] offline_code where the user has none. Verdict::next() has it
+/// answered so; every other verdict means what it means elsewhere.
+using UndeliveredHandler = std::function<Verdict(const RouteRequest& request, int code)>;
+
+/// What happened to a binding. Lifetime: during the call only.
+struct RegistrationEvent {
+  enum class Kind : std::uint8_t { added, refreshed, removed };
+  Kind kind = Kind::added;
+  std::string_view user;
+  std::string_view contact;     ///< the URI as the phone wrote it
+  std::string_view user_agent;  ///< as the phone calls itself; may be empty
+  Flow flow;                    ///< by which the binding is reached
+  std::uint32_t expires_s = 0;  ///< 0 where it was removed
+};
+/// Called when the REGISTER is answered. Of bindings that end by themselves nobody is told.
+using RegistrationHandler = std::function<void(const RegistrationEvent&)>;
+
+/// A SIP MESSAGE server without sockets and without clock.
+///
+/// Feed it what arrives with `receive` and the time with `advance`; what it wants to send goes to
+/// the Sink. Users, registrar, sink and log are the caller's and must outlive it.
+class Proxy : public TransactionUser, private RelayUser {
+ public:
+  /// `secret`: 16 octets nobody else knows, fresh for each run; nonces, tags and branches come of
+  /// it.
+  Proxy(const Settings& settings, const UserDirectory& users, Registrar& registrar, Sink& sink,
+        ServerLog& log, const SipHashKey& secret)
+      : settings_(settings),
+        users_(&users),
+        registrar_(registrar),
+        sink_(sink),
+        log_(log),
+        random_(detail::derive_key(secret, 'o')),
+        layer_(detail::transaction_options(settings), sink, *this, detail::derive_key(secret, 't')),
+        answers_(layer_, counters_),
+        relays_(layer_, sink, *this, answers_, counters_, log, settings.timers.t1_ms,
+                detail::derive_key(secret, 'r')),
+        access_(settings.digest, text_of(detail::derive_key(secret, 'd'))),
+        t1_ms_(settings.timers.t1_ms) {
+    apply_settings();
+  }
+  Proxy(const Proxy&) = delete;
+  Proxy& operator=(const Proxy&) = delete;
+
+  /// One message as it arrived; `error` is what MessageView::parse said of it.
+  void receive(const MessageView& message, Error error, const Flow& from, std::uint64_t now_ms) {
+    set_now(now_ms);
+    ++events_;
+    if (is_flood_victim(message, from)) {
+      ++counters_.dropped;
+      return;
+    }
+    layer_.receive(message, error, from, now_ms);
+  }
+  /// Nothing more waits on the sockets: a flood, if there was one, is over.
+  void idle() { events_ = 0; }
+  void connection_closed(std::uint32_t socket, Error error, std::uint64_t now_ms) {
+    set_now(now_ms);
+    registrar_.remove_connection(socket);
+    layer_.connection_closed(socket, error, now_ms);
+  }
+  void advance(std::uint64_t now_ms) {
+    set_now(now_ms);
+    layer_.advance(now_ms);
+    relays_.advance(now_ms);
+    registrar_.advance(now_ms);
+    timers_.advance(now_ms, [this](Timer& timer) { give_up_waiting(timer.owner); });
+    own_timers_.advance(now_ms, [this](Timer& timer) {
+      const OwnMessage& own = own_.at(timer.owner);
+      on_own_end(pack_handle(own_.handle_of(timer.owner)), own.refused_with, nullptr);
+    });
+  }
+  /// When `advance` is to be called next; UINT64_MAX where nothing waits.
+  std::uint64_t next_deadline() const {
+    const auto or_never = [](std::optional<std::uint64_t> deadline_ms) {
+      return deadline_ms.value_or(UINT64_MAX);
+    };
+    return std::min({or_never(layer_.next_deadline()), or_never(relays_.next_deadline()),
+                     or_never(timers_.next_deadline()), or_never(own_timers_.next_deadline()),
+                     registrar_.next_deadline()});
+  }
+
+  HandlerChain& handlers() { return chain_; }
+  void set_domains(OwnDomains domains) { domains_ = std::move(domains); }
+  /// Other settings and users from now on; bindings and what is on its way stay. Timers, table
+  /// sizes and everything of the digest are those of the start. A handler may call this; then the
+  /// users before must stay until it has returned.
+  void reload(const Settings& settings, const UserDirectory& users) {
+    settings_ = settings;
+    users_ = &users;
+    apply_settings();
+  }
+  /// Seconds since 1970 when `now_ms` was 0, for Date headers; without it none is written.
+  void set_unix_time_at_zero(std::int64_t unix_s) { unix_s_at_zero_ = unix_s; }
+  /// The verdict a handler promised with Verdict::later(), and what it has changed since it said
+  /// so. Errors: `gone` where it was given before, its deadline is over or the sender has given up;
+  /// `bad_argument` for one more `later`.
+  Error resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms,
+               const RouteChanges& changes = {});
+
+  /// Whom to ask about messages that nobody took. Each message is kept for that until it is
+  /// answered.
+  void on_undelivered(UndeliveredHandler handler) {
+    relays_.keep_requests(static_cast<bool>(handler));
+    undelivered_ = handler ? std::make_shared<UndeliveredHandler>(std::move(handler)) : nullptr;
+  }
+  void on_registration(RegistrationHandler handler) {
+    registration_ = handler ? std::make_shared<RegistrationHandler>(std::move(handler)) : nullptr;
+  }
+
+  /// Sends a message of our own to all bindings of the user that `outgoing.to` names, or to the one
+  /// whose contact `outgoing.request_uri` is. No handler is asked. `done` is called exactly once,
+  /// later: with the recipient's answer, or as its sender would be answered.
+  ///
+  /// Errors, after which `done` is not called: those of Agent::send for what is wrong in
+  /// `outgoing`; `limit_reached`. `next_hop`, `login` and `method` are not looked at.
+  Error send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::SentHandler done);
+  /// Tells everybody who waits for the end of a message of our own that it is `closed`, before it
+  /// returns. Nothing may be called afterwards.
+  void close();
+
+  const ServerCounters& counters() const { return counters_; }
+  std::size_t transactions() const { return layer_.size(); }
+  /// How many messages are on their way to their recipients.
+  std::size_t relays() const { return relays_.size(); }
+  /// Octets held by kept messages.
+  std::size_t kept_size() const { return layer_.kept_size() + relays_.kept_size(); }
+  /// How many messages wait for a handler's verdict.
+  std::size_t waiting() const { return waiting_.size(); }
+
+ private:
+  /// A MESSAGE while the handlers look at it. Texts are views, names as written.
+  struct Asked {
+    RelayRequest request;
+    std::string_view caller;
+    std::string_view caller_name;
+    std::string_view called;
+    ShortText username;  ///< a copy: a handler may call reload, and end the user's life
+    HandlerChain::Position position;
+    RouteChanges changes;
+    int undelivered_code = 0;  ///< what nobody who took it answered; 0 before it was tried
+  };
+
+  /// One that a handler keeps: what Asked borrows, owned.
+  struct Waiting {
+    Waiting(const Asked& asked_now, std::uint32_t index)
+        : message(*asked_now.request.message), asked(asked_now), timer(index) {
+      asked.request.message = &message;
+      read_names(asked);
+    }
+
+    const Message message;
+    Asked asked;
+    Timer timer;
+  };
+
+  /// A message of our own on its way; or refused, which is told at once but not from inside `send`.
+  struct OwnMessage {
+    Agent::SentHandler done;
+    int refused_with = 0;
+    Timer timer;
+  };
+
+  static std::string_view text_of(const SipHashKey& key) {
+    return detail::as_text(key.data(), key.size());
+  }
+  void set_now(std::uint64_t now_ms) {
+    now_ms_ = now_ms;
+    answers_.set_now(now_ms);
+    relays_.set_now(now_ms);
+  }
+  void apply_settings() {
+    answers_.set_server_name(settings_.user_agent);
+    answers_.set_retry_after(settings_.flood.retry_after_s);
+    chain_.remove(users_handler_);
+    users_handler_ =
+        chain_.add(static_cast<int>(settings_.route_priority),
+                   [this](const RouteRequest& request) { return route_to_user(request); });
+  }
+
+  // TransactionUser
+  inline void on_request(ServerTransaction server, const MessageView& request,
+                         const Flow& from) override;
+  void on_response(ClientTransaction client, const MessageView& response, const Flow&) override {
+    relays_.on_response(client, response);
+  }
+  void on_failure(ClientTransaction client, Error) override { relays_.on_failure(client); }
+
+  void on_message(ServerTransaction server, const MessageView& request, const Flow& from);
+  void on_register(ServerTransaction server, const MessageView& request, const Flow& from);
+  void on_options(ServerTransaction server, const MessageView& request);
+
+  bool is_flood() const { return settings_.flood.events != 0 && events_ > settings_.flood.events; }
+  bool is_flood_victim(const MessageView& message, const Flow& from) const;
+  void refuse_method(ServerTransaction server);
+  bool refuse_scheme(ServerTransaction server, const UriView& uri);
+  bool refuse_domain(ServerTransaction server, int code, const UriView& uri);
+  bool refuse_extensions(ServerTransaction server, const MessageView& request, HeaderId id,
+                         std::string_view known);
+  bool refuse_name(ServerTransaction server, const UserSettings& user, const UriView& address,
+                   std::string_view header);
+  void challenge(ServerTransaction server, ChallengeKind kind, const Identity& identity,
+                 const MessageView& request, const Flow& from);
+  void write_allow(Output& out) const;
+
+  bool refuse_route(const MessageView& request, Asked& asked);
+  bool refuse_sender(const MessageView& request, const UriView& from, Asked& asked);
+  static void read_names(Asked& asked);
+  Verdict route_to_user(const RouteRequest& request) const;
+  RouteContext context_of(const Asked& asked) const;
+  template <class Ask>
+  std::optional<Verdict> ask(Asked& asked, Ask ask_handlers);
+  void walk(Asked& asked);
+  void decide(Asked& asked, const Verdict& verdict);
+  void decide_next(const Asked& asked);
+  int refusal_of(const Asked& asked) const;
+  void keep_waiting(const Asked& asked, RouteKey key);
+  void give_up_waiting(std::uint32_t index);
+  void refuse(const Asked& asked, int code, std::string_view phrase = {});
+  void forward(Asked& asked, const std::vector<std::string>& uris);
+  void refuse_undelivered(Asked& asked, int code);
+  bool alter(Asked& asked, Message& altered);
+  void add_bindings(std::string_view name);
+  void add_uri(std::string_view text);
+  void add_target(const RelayTarget& target);
+  bool is_known(std::string_view name) const;
+
+  // RelayUser
+  inline bool on_undelivered(const RelayRequest& request, int code) override;
+  inline void on_own_end(std::uint64_t own, int code, const MessageView* response) override;
+  void end_own(Handle handle, const Outcome& outcome);
+  void write_own(Output& out, const Outgoing& outgoing, const NameAddr& to, const NameAddr& from);
+  void add_binding(std::string_view user, std::string_view contact);
+
+  void write_registration(Output& out, std::string_view user, const MessageView& request,
+                          const RegisterOutcome& outcome);
+  void tell_registration(std::string_view user, const MessageView& request,
+                         const RegisterOutcome& outcome);
+
+  Settings settings_;
+  const UserDirectory* users_;
+  Registrar& registrar_;
+  Sink& sink_;
+  ServerLog& log_;
+  Random random_;
+  ServerCounters counters_;
+  OwnDomains domains_;
+  TransactionLayer layer_;
+  OwnAnswers answers_;
+  RelaySet relays_;
+  AccessControl access_;
+  HandlerChain chain_;
+  HandlerChain::Id users_handler_ = 0;
+  std::uint64_t t1_ms_;
+  Timers timers_;
+  /// A place for each message that handlers look at, taken in advance because they are given its
+  /// key; empty until one of them wants to answer later.
+  Slab<std::unique_ptr<Waiting>> waiting_;
+  std::shared_ptr<UndeliveredHandler> undelivered_;
+  std::shared_ptr<RegistrationHandler> registration_;
+  Slab<OwnMessage> own_;
+  Timers own_timers_;
+  std::uint32_t own_cseq_ = 0;
+  std::array<RelayTarget, RelaySet::max_breadth + 1> targets_;
+  std::size_t target_count_ = 0;
+  std::uint64_t now_ms_ = 0;
+  std::uint64_t events_ = 0;
+  std::optional<std::int64_t> unix_s_at_zero_;
+  LogLimit message_off_log_{1};
+  LogLimit domain_log_{1};
+  LogLimit waiting_log_{1};
+  LogLimit deadline_log_{10};
+  LogLimit password_log_{30};
+  LogLimit name_log_{30};
+  LogLimit registration_log_{100};
+};
+
+// Every request.
+
+inline void Proxy::on_request(ServerTransaction server, const MessageView& request,
+                              const Flow& from) {
+  switch (request.method()) {
+    case Method::message:
+      if (settings_.message.enable) return on_message(server, request, from);
+      if (message_off_log_.admits(now_ms_)) {
+        log_.log(Severity::warning,
+                 "MESSAGE refused with 501: set [message] enable=yes in ysipchan.conf");
+      }
+      break;
+    case Method::register_:
+      if (settings_.registrar.enable) return on_register(server, request, from);
+      break;
+    case Method::options:
+      if (settings_.options_enable) return on_options(server, request);
+      break;
+    // RFC 3261 9.2: only INVITE can be cancelled, and no INVITE is ever left unanswered here.
+    case Method::cancel:
+      return answers_.send(server, layer_.find_cancelled(request, from) ? 200 : 481);
+    default: break;
+  }
+  refuse_method(server);
+}
+
+/// Yate answers 501 to whatever is not in its Allow list, also to methods it knows.
+inline void Proxy::refuse_method(ServerTransaction server) {
+  answers_.send(server, 501, {}, [this](Output& out) { write_allow(out); });
+}
+
+inline void Proxy::write_allow(Output& out) const {
+  std::string_view separator;
+  out.raw("Allow: ");
+  const auto add = [&](bool enabled, std::string_view method) {
+    if (!enabled) return;
+    out.raw(separator).raw(method);
+    separator = ", ";
+  };
+  add(settings_.message.enable, "MESSAGE");
+  add(settings_.registrar.enable, "REGISTER");
+  add(settings_.options_enable, "OPTIONS");
+  out.raw("\r\n");
+}
+
+/// In a flood REGISTER, OPTIONS and the like over UDP are dropped unanswered, because their clients
+/// come back by themselves. MESSAGE never is.
+inline bool Proxy::is_flood_victim(const MessageView& message, const Flow& from) const {
+  if (!settings_.flood.protection || !is_flood() || from.transport != Transport::udp) return false;
+  const Method method = message.method();
+  return message.is_request() && (method == Method::register_ || method == Method::options ||
+                                  method == Method::subscribe || method == Method::invite);
+}
+
+/// RFC 3261 8.2.2.1, 16.3: we serve sip. A sips request asks for TLS on every hop, which we have
+/// not.
+inline bool Proxy::refuse_scheme(ServerTransaction server, const UriView& uri) {
+  if (uri.scheme == UriScheme::sip) return false;
+  answers_.send(server, 416);
+  return true;
+}
+
+/// Not ours to serve, and relaying it would make us an open relay.
+inline bool Proxy::refuse_domain(ServerTransaction server, int code, const UriView& uri) {
+  if (domains_.contains(uri.host)) return false;
+  if (domain_log_.admits(now_ms_)) {
+    log_.log(Severity::warning, "a request for the foreign domain " + std::string(uri.host) +
+                                    " refused with " + std::to_string(code) +
+                                    ": [general] domains in ysipchan.conf lists our own");
+  }
+  answers_.send(server, code);
+  return true;
+}
+
+/// RFC 3261 8.2.2.3 (Require) and 16.3 step 5 (Proxy-Require): 420, naming what we do not know.
+inline bool Proxy::refuse_extensions(ServerTransaction server, const MessageView& request,
+                                     HeaderId id, std::string_view known) {
+  const auto is_unknown = [known](std::string_view tag) {
+    return !tag.empty() && !equal_ignoring_case(tag, known);
+  };
+  const auto tags = request.values(id);
+  bool unknown = false;
+  for (std::string_view tag : tags) unknown = unknown || is_unknown(tag);
+  if (!unknown) return false;
+  answers_.send(server, 420, {}, [&](Output& out) {
+    for (std::string_view tag : tags) {
+      if (is_unknown(tag) && is_token(tag)) write_header(out, HeaderId::unsupported, tag);
+    }
+  });
+  return true;
+}
+
+inline void Proxy::challenge(ServerTransaction server, ChallengeKind kind, const Identity& identity,
+                             const MessageView& request, const Flow& from) {
+  if (!identity.refusal.empty() && password_log_.admits(now_ms_)) {
+    log_.log(Severity::warning, std::string(identity.refusal) + " in " +
+                                    std::string(request.method_text()) + " from " +
+                                    to_text(from.remote));
+  }
+  const bool stale = identity.kind == Identity::Kind::stale;
+  answers_.send_statelessly(server, challenge_code(kind), [&](Output& out) {
+    access_.write_challenges(out, kind, stale, from.remote.ip, now_ms_);
+  });
+}
+
+/// An account is no licence to use other people's names: 403 where the address in that header is
+/// none of the user's.
+inline bool Proxy::refuse_name(ServerTransaction server, const UserSettings& user,
+                               const UriView& address, std::string_view header) {
+  const ShortText name = ShortText::unescaped(address.user);
+  if (may_speak_as(user, address, name.view(), domains_)) return false;
+  if (name_log_.admits(now_ms_)) {
+    const bool is_foreign = answers_to(user, name.view());
+    log_.log(Severity::warning,
+             "user " + user.name + " may not use the " + std::string(header) + " address " +
+                 std::string(address.text) +
+                 (is_foreign ? ": [general] domains in ysipchan.conf does not list its domain"
+                             : ": it is neither the user's name nor one of the alternatives"));
+  }
+  answers_.send(server, 403);
+  return true;
+}
+
+// MESSAGE: the checks of RFC 3261 16.3, in its order.
+
+inline void Proxy::on_message(ServerTransaction server, const MessageView& request,
+                              const Flow& from) {
+  const auto uri = request.request_uri();
+  if (refuse_scheme(server, *uri)) return;
+  const std::uint32_t most = settings_.max_forwards;
+  const std::uint32_t hops = std::min(request.max_forwards().value_or(most), most);
+  if (hops == 0) return answers_.send(server, 483);
+
+  Asked asked;
+  asked.request.server = server;
+  asked.request.message = &request;
+  asked.request.source = from;
+  asked.request.received_ms = now_ms_;
+  asked.request.loop_hash = relays_.loop_hash(request);
+  asked.request.max_forwards = hops - 1;
+  if (relays_.is_loop(request, asked.request.loop_hash)) return answers_.send(server, 482);
+  if (refuse_extensions(server, request, HeaderId::proxy_require, {})) return;
+  if (refuse_domain(server, 403, *uri)) return;
+  if (refuse_route(request, asked)) return;
+
+  const auto sender = request.from();
+  if (refuse_sender(request, sender->uri, asked)) return;
+  if (asked.request.removed.overflowed()) {
+    return answers_.send(server, 400, "Too many Route or credentials headers");
+  }
+  asked.caller = sender->uri.user;
+  asked.caller_name = sender->display_name;
+  asked.called = uri->user;
+  walk(asked);
+}
+
+/// Routes that name us have led here and are taken off (RFC 3261 16.4); any other would make us a
+/// relay.
+inline bool Proxy::refuse_route(const MessageView& request, Asked& asked) {
+  for (std::string_view element : request.values(HeaderId::route)) {
+    const auto route = parse_name_addr(element);
+    if (!route) {
+      answers_.send(asked.request.server, 400, route.error().text());
+      return true;
+    }
+    if (refuse_domain(asked.request.server, 403, route->uri)) return true;
+  }
+  for (std::size_t field = request.find(HeaderId::route); field != request.header_count();
+       field = request.find_next(field)) {
+    asked.request.removed.add(field);
+  }
+  return false;
+}
+
+/// Finds out who sent it, and takes note of what the recipient is not to see: our credentials, and
+/// a P-Asserted-Identity, which says for certain what nobody has checked (RFC 3325 5).
+inline bool Proxy::refuse_sender(const MessageView& request, const UriView& from, Asked& asked) {
+  FieldList& removed = asked.request.removed;
+  if (!settings_.message.auth_required) {
+    access_.find_own(request, ChallengeKind::www, removed);
+    access_.find_own(request, ChallengeKind::proxy, removed);
+    return false;
+  }
+  const ServerTransaction server = asked.request.server;
+  const Flow& source = asked.request.source;
+  const bool by_proxy = settings_.message.auth_code == 407;
+  const ChallengeKind kind = by_proxy ? ChallengeKind::proxy : ChallengeKind::www;
+  const Identity identity =
+      access_.identify(request, kind, *users_, source.remote.ip, now_ms_, removed);
+  if (identity.kind != Identity::Kind::known) {
+    challenge(server, kind, identity, request, source);
+    return true;
+  }
+  if (refuse_name(server, *identity.user, from, "From")) return true;
+  asked.username = ShortText(identity.user->name);
+  access_.find_own(request, by_proxy ? ChallengeKind::www : ChallengeKind::proxy, removed);
+  for (std::size_t i = 0; i < request.header_count(); ++i) {
+    const HeaderField field = request.field(i);
+    if (field.id != HeaderId::other) continue;
+    if (equal_ignoring_case(field.name, "P-Asserted-Identity")) removed.add(i);
+  }
+  return false;
+}
+
+// MESSAGE: the handlers.
+
+/// The names again, as views of the message that Asked now points to.
+inline void Proxy::read_names(Asked& asked) {
+  const auto from = asked.request.message->from();
+  asked.caller = from->uri.user;
+  asked.caller_name = from->display_name;
+  asked.called = asked.request.message->request_uri()->user;
+}
+
+inline RouteContext Proxy::context_of(const Asked& asked) const {
+  RouteContext context;
+  context.listener = sink_.listener_name(asked.request.source);
+  for (const ListenerSettings& listener : settings_.listeners) {
+    if (listener.name == context.listener) context.role = listener.role;
+  }
+  context.realm = settings_.digest.realm;
+  context.to_tag = layer_.to_tag(asked.request.server);
+  context.hops = asked.request.max_forwards;
+  context.body_encoding = settings_.body_encoding;
+  context.initial_headers = settings_.initial_headers;
+  const std::string_view username = asked.username.view();
+  context.user = users_->find(username.empty() ? asked.caller : username);
+  return context;
+}
+
+/// What `ask_handlers(const RouteRequest&)` says; nothing where it says so later.
+template <class Ask>
+std::optional<Verdict> Proxy::ask(Asked& asked, Ask ask_handlers) {
+  const ShortText caller = ShortText::unescaped(asked.caller);
+  const ShortText called = ShortText::unescaped(asked.called);
+  const RouteKey key = waiting_.create();
+  const RouteRequest request{*asked.request.message,
+                             caller.view(),
+                             asked.caller_name,
+                             called.view(),
+                             asked.username.view(),
+                             asked.request.source,
+                             key,
+                             &asked.changes,
+                             context_of(asked)};
+  Verdict verdict = ask_handlers(request);
+  if (verdict.kind() == Verdict::Kind::later) {
+    keep_waiting(asked, key);
+    return std::nullopt;
+  }
+  waiting_.destroy(key);
+  return verdict;
+}
+
+inline void Proxy::walk(Asked& asked) {
+  const auto verdict =
+      ask(asked, [&](const RouteRequest& request) { return chain_.walk(asked.position, request); });
+  if (verdict) decide(asked, *verdict);
+}
+
+inline void Proxy::decide(Asked& asked, const Verdict& verdict) {
+  const int code = verdict.code();
+  switch (verdict.kind()) {
+    case Verdict::Kind::next: return decide_next(asked);
+    case Verdict::Kind::accept: return refuse(asked, code / 100 == 2 ? code : 202);
+    case Verdict::Kind::reject: return refuse(asked, code < 300 ? 500 : code, verdict.phrase());
+    case Verdict::Kind::forward: return forward(asked, verdict.uris());
+    case Verdict::Kind::later: return;
+  }
+}
+
+/// No handler took it: neither one that routes, nor, where it was tried in vain, one that keeps it.
+inline void Proxy::decide_next(const Asked& asked) {
+  if (asked.undelivered_code == 0) {
+    const int code = refusal_of(asked);
+    return refuse(asked, code != 0 ? code : 404);
+  }
+  // RFC 3261 16.7 step 6, as in RelaySet.
+  if (asked.undelivered_code == 503) return refuse(asked, 500, "Recipient Unavailable");
+  if (asked.undelivered_code != settings_.message.offline_code) {
+    return refuse(asked, asked.undelivered_code);
+  }
+  answers_.send(asked.request.server, asked.undelivered_code, {}, [&](Output& out) {
+    write_allow(out);
+    detail::write_answer_headers(out, asked.changes);
+  });
+}
+
+/// What the parameters that handlers have left ask for: a code from 300 to 699, or 0.
+inline int Proxy::refusal_of(const Asked& asked) const {
+  if (asked.changes.empty()) return 0;
+  RouteChanges changes = asked.changes;
+  const RouteRequest request{*asked.request.message, {}, {},      {}, {},
+                             asked.request.source,   {}, &changes};
+  return refusal_asked_for(request).value_or(0);
+}
+
+/// Answers with what handlers want to stand in the answer.
+inline void Proxy::refuse(const Asked& asked, int code, std::string_view phrase) {
+  answers_.send(asked.request.server, code, phrase,
+                [&](Output& out) { detail::write_answer_headers(out, asked.changes); });
+}
+
+inline void Proxy::keep_waiting(const Asked& asked, RouteKey key) {
+  if (waiting_.size() > settings_.message.max_pending) {
+    waiting_.destroy(key);
+    if (waiting_log_.admits(now_ms_)) {
+      log_.log(Severity::warning,
+               "messages refused with 503: [message] max_pending in ysipchan.conf limits how many "
+               "may wait for handlers");
+    }
+    return answers_.send(asked.request.server, 503);
+  }
+  std::unique_ptr<Waiting>& waiting = waiting_.at(key.index);
+  waiting = std::make_unique<Waiting>(asked, key.index);
+  const std::uint64_t deadline_ms =
+      std::min(std::uint64_t{1000} * settings_.message.handler_deadline_s,
+               detail::patience_ms(asked.request.received_ms, now_ms_, t1_ms_));
+  timers_.queue(deadline_ms).start(waiting->timer, now_ms_);
+}
+
+inline void Proxy::give_up_waiting(std::uint32_t index) {
+  const ServerTransaction server = waiting_.at(index)->asked.request.server;
+  waiting_.destroy(waiting_.handle_of(index));
+  if (deadline_log_.admits(now_ms_)) {
+    log_.log(Severity::warning,
+             "a handler did not answer in time: its message is refused with 504");
+  }
+  answers_.send(server, 504);
+}
+
+inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms,
+                           const RouteChanges& changes) {
+  set_now(now_ms);
+  if (verdict.kind() == Verdict::Kind::later) return ErrorCode::bad_argument;
+  std::unique_ptr<Waiting>* place = waiting_.get(key);
+  if (place == nullptr || *place == nullptr) return ErrorCode::gone;
+  // Out of the table first: a handler further down the chain may want to answer later, too.
+  const std::unique_ptr<Waiting> waiting = std::move(*place);
+  waiting->timer.cancel();
+  waiting_.destroy(key);
+  const RelayRequest& request = waiting->asked.request;
+  if (detail::patience_ms(request.received_ms, now_ms_, t1_ms_) == 0) {
+    answers_.send(request.server, 504);
+    return ErrorCode::gone;
+  }
+  Asked& asked = waiting->asked;
+  asked.changes.apply(changes);
+  if (verdict.kind() == Verdict::Kind::next && asked.undelivered_code == 0) {
+    walk(asked);
+  } else {
+    decide(asked, verdict);
+  }
+  return {};
+}
+
+/// The handler of the users themselves: everybody we know is reached at his bindings.
+inline Verdict Proxy::route_to_user(const RouteRequest& request) const {
+  return is_known(request.called) ? Verdict::forward({}) : Verdict::next();
+}
+
+inline bool Proxy::is_known(std::string_view name) const {
+  if (name.empty()) return false;
+  return settings_.registrar.accept_any_user || settings_.registrar.autocreate ||
+         users_->knows(name);
+}
+
+// MESSAGE: to the bindings.
+
+/// Without URIs the message goes to the bindings of whom it names. A handler that left a `code` or
+/// used up the hops, and let others route, has refused it all the same.
+inline void Proxy::forward(Asked& asked, const std::vector<std::string>& uris) {
+  if (const int code = detail::forbidden_by(asked.changes)) return refuse(asked, code);
+  target_count_ = 0;
+  if (uris.empty()) {
+    const ShortText called = ShortText::unescaped(asked.called);
+    add_bindings(called.view());
+    if (target_count_ == 0 && !is_known(called.view())) return refuse(asked, 404);
+  }
+  for (const std::string& uri : uris) add_uri(uri);
+  Message altered;
+  if (!alter(asked, altered)) return refuse(asked, 500);
+  if (target_count_ == 0) return refuse_undelivered(asked, settings_.message.offline_code);
+  asked.request.username = asked.username.view();
+  if (const int code = relays_.start(asked.request, targets_.data(), target_count_)) {
+    refuse_undelivered(asked, code);
+  }
+}
+
+/// Asks whoever keeps messages, but once only: it may have sent the message somewhere else.
+inline void Proxy::refuse_undelivered(Asked& asked, int code) {
+  const bool was_asked = asked.undelivered_code != 0;
+  asked.undelivered_code = code;
+  const std::shared_ptr<UndeliveredHandler> handler = undelivered_;  // it may replace itself
+  if (was_asked || !handler) return decide_next(asked);
+  const auto verdict =
+      ask(asked, [&](const RouteRequest& request) { return (*handler)(request, code); });
+  if (verdict) decide(asked, *verdict);
+}
+
+inline bool Proxy::on_undelivered(const RelayRequest& request, int code) {
+  const std::shared_ptr<UndeliveredHandler> handler = undelivered_;
+  if (!handler) return false;
+  Asked asked;
+  asked.request = request;
+  asked.username = ShortText(request.username);
+  asked.undelivered_code = code;
+  read_names(asked);
+  const auto verdict =
+      ask(asked, [&](const RouteRequest& route) { return (*handler)(route, code); });
+  if (verdict && verdict->kind() == Verdict::Kind::next) return false;
+  if (verdict) decide(asked, *verdict);
+  return true;
+}
+
+/// Where handlers have set another body or other headers, makes the message anew and has `asked`
+/// point to it. False where what they set cannot be sent.
+inline bool Proxy::alter(Asked& asked, Message& altered) {
+  if (!detail::alters_message(asked.changes)) return true;
+  auto text = detail::altered_message(*asked.request.message, asked.request.removed, asked.changes);
+  if (text) {
+    auto message = Message::from_bytes(std::move(text).value());
+    if (message) {
+      altered = std::move(message).value();
+      asked.request.message = &altered;
+      asked.request.removed = {};
+      read_names(asked);
+      return true;
+    }
+    text = message.error();
+  }
+  if (waiting_log_.admits(now_ms_)) {
+    log_.log(Severity::warning, std::string("a handler's change cannot be sent: ") +
+                                    text.error().text() + ": its message is refused with 500");
+  }
+  return false;
+}
+
+/// The user's own bindings; where no user has that name, those of all who list it as an
+/// alternative.
+inline void Proxy::add_bindings(std::string_view name) {
+  const std::size_t before = target_count_;
+  const auto add = [this](const Binding& binding) {
+    add_target({binding.request_uri, binding.path, binding.flow});
+  };
+  registrar_.for_each(name, now_ms_, add);
+  if (target_count_ > before || users_->find(name) != nullptr) return;
+  users_->for_each_alternative(
+      name, [&](const UserSettings& user) { registrar_.for_each(user.name, now_ms_, add); });
+}
+
+inline void Proxy::add_uri(std::string_view text) {
+  const auto uri = parse_uri(text);
+  if (!uri) return add_bindings(text);  // a bare user name
+  if (uri->scheme != UriScheme::sip) return;
+  if (domains_.contains(uri->host)) {
+    return add_bindings(ShortText::unescaped(uri->user).view());
+  }
+  const auto ip = parse_ip(uri->host);
+  if (!ip) return;
+  Flow flow;
+  flow.transport =
+      parse_transport(uri->parameter("transport").value_or("udp")).value_or(Transport::udp);
+  flow.remote.ip = *ip;
+  flow.remote.port = uri->port != 0 ? uri->port : std::uint16_t{5060};
+  // Headers may not stand in a Request-URI (RFC 3261 19.1.1).
+  add_target({text.substr(0, text.find('?')), {}, flow});
+}
+
+/// Each only once (RFC 3261 16.5). There is one place more than may be used, by which RelaySet sees
+/// that they are too many.
+inline void Proxy::add_target(const RelayTarget& target) {
+  if (target_count_ == targets_.size()) return;
+  for (std::size_t i = 0; i < target_count_; ++i) {
+    if (targets_[i].uri == target.uri && targets_[i].flow == target.flow) return;
+  }
+  targets_[target_count_++] = target;
+}
+
+// Messages of our own.
+
+inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::SentHandler done) {
+  set_now(now_ms);
+  const auto to = detail::parse_party(outgoing.to);
+  if (!to) return to.error();
+  const auto from = detail::parse_party(outgoing.from);
+  if (!from) return from.error();
+  if (const Error error = detail::check_headers(outgoing)) return error;
+  if (!outgoing.call_id.empty() && !detail::is_call_id(outgoing.call_id)) {
+    return ErrorCode::bad_call_id;
+  }
+  if (own_.size() >= settings_.max_transactions) return ErrorCode::limit_reached;
+  std::string text(max_message_size, '\0');
+  Output out(&text[0], text.size());
+  write_own(out, outgoing, *to, *from);
+  if (out.error().code == ErrorCode::no_room) return ErrorCode::too_large;
+  if (out.error()) return out.error();
+  text.resize(out.size());
+  const auto message = Message::from_bytes(std::move(text));
+  if (!message) return message.error();
+
+  const Handle handle = own_.create();
+  OwnMessage& own = own_.at(handle.index);
+  own.done = std::move(done);
+  RelayRequest request;
+  request.own = pack_handle(handle);
+  request.message = &message.value();
+  request.received_ms = now_ms_;
+  request.loop_hash = relays_.loop_hash(*message);
+  request.max_forwards = settings_.max_forwards;
+  target_count_ = 0;
+  const ShortText user = ShortText::unescaped(to->uri.user);
+  outgoing.request_uri.empty() ? add_bindings(user.view())
+                               : add_binding(user.view(), outgoing.request_uri);
+  if (target_count_ == 0) {
+    own.refused_with = is_known(user.view()) ? settings_.message.offline_code : 404;
+  } else {
+    own.refused_with = relays_.start(request, targets_.data(), target_count_);
+  }
+  if (own.refused_with != 0) {
+    own.timer.owner = handle.index;
+    own_timers_.queue(0).start(own.timer, now_ms_);
+  }
+  return {};
+}
+
+/// RFC 3261 8.1.1, but for Via and Request-URI, which each branch gets its own of.
+inline void Proxy::write_own(Output& out, const Outgoing& outgoing, const NameAddr& to,
+                             const NameAddr& from) {
+  std::array<char, 13> token;
+  const auto fresh = [&]() -> std::string_view {
+    random_.write_token(token.data(), token.size());
+    return {token.data(), token.size()};
+  };
+  out.raw("MESSAGE ").word(to.uri.text).raw(" SIP/2.0\r\n");
+  write_header(out, HeaderId::max_forwards, settings_.max_forwards);
+  out.raw("From: ").value(detail::party_text(from)).raw(";tag=").token(fresh()).raw("\r\n");
+  out.raw("To: ").value(detail::party_text(to)).raw("\r\n");
+  const std::string_view call_id = outgoing.call_id;
+  out.raw("Call-ID: ").word(call_id.empty() ? fresh() : call_id).raw("\r\n");
+  own_cseq_ = (own_cseq_ + 1) & 0x7fffffff;
+  out.raw("CSeq: ").number(own_cseq_).raw(" MESSAGE\r\n");
+  for (const auto& header : outgoing.headers) write_header(out, header.first, header.second);
+  write_header(out, HeaderId::user_agent, settings_.user_agent);
+  write_body(out, outgoing.body.empty() ? std::string_view() : outgoing.content_type,
+             outgoing.body);
+}
+
+/// The user's one binding with that contact.
+inline void Proxy::add_binding(std::string_view user, std::string_view contact) {
+  registrar_.for_each(user, now_ms_, [&](const Binding& binding) {
+    if (binding.contact_uri != contact) return;
+    add_target({binding.request_uri, binding.path, binding.flow});
+  });
+}
+
+inline void Proxy::on_own_end(std::uint64_t own, int code, const MessageView* response) {
+  OwnMessage* message = own_.get(unpack_handle(own));
+  if (message == nullptr) return;
+  const Agent::SentHandler done = std::move(message->done);
+  own_.destroy(unpack_handle(own));
+  if (!done) return;
+  Outcome outcome;
+  outcome.code = code;
+  outcome.reason =
+      std::string(response == nullptr ? default_reason_phrase(code) : response->reason_phrase());
+  outcome.response = response;
+  done(outcome);
+}
+
+// REGISTER: RFC 3261 10.3.
+
+inline void Proxy::on_register(ServerTransaction server, const MessageView& request,
+                               const Flow& from) {
+  const auto uri = request.request_uri();
+  const auto to = request.to();
+  if (refuse_scheme(server, *uri)) return;
+  if (refuse_domain(server, 404, *uri)) return;
+  if (refuse_extensions(server, request, HeaderId::require, "path")) return;
+  // Who that is has to be proved before anything is said of the address.
+  const UserSettings* user = nullptr;
+  if (settings_.registrar.auth_required) {
+    FieldList own;
+    const Identity identity =
+        access_.identify(request, ChallengeKind::www, *users_, from.remote.ip, now_ms_, own);
+    if (identity.kind != Identity::Kind::known) {
+      return challenge(server, ChallengeKind::www, identity, request, from);
+    }
+    user = identity.user;
+  }
+  if (to->uri.scheme != UriScheme::sip) return answers_.send(server, 404);
+  if (refuse_domain(server, 404, to->uri)) return;
+  if (user != nullptr && refuse_name(server, *user, to->uri, "To")) return;
+
+  const ShortText to_name = ShortText::unescaped(to->uri.user);
+  const std::string_view name = user != nullptr ? user->name : to_name.view();
+  if (!is_known(name)) return answers_.send(server, 404);
+  const RegisterOutcome outcome = registrar_.update(name, request, from, now_ms_);
+  char buffer[128];
+  Output phrase(buffer, sizeof buffer);
+  phrase.raw(outcome.reason);
+  if (outcome.error.place > 0) {
+    phrase.raw(" (octet ").number(static_cast<std::uint64_t>(outcome.error.place)).raw(")");
+  }
+  answers_.send(server, outcome.status, phrase.written(), [&](Output& out) {
+    if (outcome.status == 200) return write_registration(out, name, request, outcome);
+    if (outcome.min_expires_s != 0) write_header(out, HeaderId::min_expires, outcome.min_expires_s);
+  });
+  // Last of all, for whoever reads the log may call us again.
+  if (outcome.added > 0 && registration_log_.admits(now_ms_)) {
+    log_.log(Severity::info, std::string(name) + " registered from " +
+                                 std::string(transport_parameter(from.transport)) + " " +
+                                 to_text(from.remote));
+  }
+  if (registration_ && outcome.status == 200) tell_registration(name, request, outcome);
+}
+
+/// One event for each contact of the request.
+inline void Proxy::tell_registration(std::string_view user, const MessageView& request,
+                                     const RegisterOutcome& outcome) {
+  const ShortText name(user);  // the handler may end the user's life
+  for (std::string_view element : request.values(HeaderId::contact)) {
+    const auto contact = parse_name_addr(element);
+    if (!contact) continue;
+    RegistrationEvent event;
+    event.kind = RegistrationEvent::Kind::removed;
+    event.user = name.view();
+    event.contact = contact->uri.text;
+    event.user_agent = request.header(HeaderId::user_agent);
+    registrar_.for_each(event.user, now_ms_, [&](const Binding& binding) {
+      if (binding.contact_uri != event.contact) return;
+      event.kind =
+          outcome.added > 0 ? RegistrationEvent::Kind::added : RegistrationEvent::Kind::refreshed;
+      event.flow = binding.flow;
+      event.expires_s = static_cast<std::uint32_t>((binding.expires_at_ms - now_ms_) / 1000);
+    });
+    const std::shared_ptr<RegistrationHandler> handler = registration_;  // it may replace itself
+    if (handler) (*handler)(event);
+  }
+}
+
+/// All current bindings with the time each has left, and what a client behind a NAT should know.
+inline void Proxy::write_registration(Output& out, std::string_view user,
+                                      const MessageView& request, const RegisterOutcome& outcome) {
+  registrar_.write_contacts(out, user, now_ms_);
+  if (outcome.expires_s != 0) write_header(out, HeaderId::expires, outcome.expires_s);
+  for (std::string_view path : request.values(HeaderId::path)) {  // RFC 3327 5.3
+    out.raw("Path: ").raw(path).raw("\r\n");
+  }
+  if (unix_s_at_zero_) {
+    const auto now_s = *unix_s_at_zero_ + static_cast<std::int64_t>(now_ms_ / 1000);
+    write_header(out, HeaderId::date, format_date(now_s));
+  }
+  if (outcome.nat_contact.empty()) return;
+  out.raw("X-Real-Contact: <");
+  write_contact_outside_nat(out, outcome.nat_contact, outcome.nat_address);
+  out.raw(">\r\n");
+  if (settings_.registrar.nat_refresh_s != 0) {
+    out.raw("P-NAT-Refresh: ").number(settings_.registrar.nat_refresh_s).raw("\r\n");
+  }
+}
+
+// OPTIONS: RFC 3261 11.2.
+
+inline void Proxy::on_options(ServerTransaction server, const MessageView& request) {
+  const auto uri = request.request_uri();
+  if (refuse_scheme(server, *uri)) return;
+  if (refuse_domain(server, 404, *uri)) return;
+  if (refuse_extensions(server, request, HeaderId::proxy_require, {})) return;
+  if (refuse_extensions(server, request, HeaderId::require, "path")) return;
+  if (is_flood()) return answers_.send(server, 503);
+  answers_.send(server, 200, {}, [this](Output& out) {
+    write_allow(out);
+    out.raw("Accept: */*\r\nSupported: path\r\n");
+  });
 }
 
 }  // namespace sipmsg
@@ -14418,6 +15611,10 @@ class Transports final : public Sink, private TcpReceiver {
   bool has_stream_to(const SocketAddress& remote) const override {
     return tcp_.has_connection_to(remote);
   }
+  std::string_view listener_name(const Flow& flow) const override {
+    const Listener* listener = listener_of(flow);
+    return listener == nullptr ? std::string_view() : std::string_view(listener->name);
+  }
   /// Whether that TCP connection is open, or opening.
   bool is_open(std::uint32_t socket) const { return tcp_.is_open(socket); }
   /// Closes one TCP connection after what was sent on it has gone out.
@@ -15212,6 +16409,9 @@ inline Error load_directory(const std::string& directory, Settings& settings,
   return load_settings(ysipchan, regfile, options.run_parameters, settings, diagnostics);
 }
 
+/// Whether a handler wants to see a message at all. Called on the loop, so it must be quick.
+using RouteFilter = std::function<bool(const RouteRequest&)>;
+
 /// Called with what the server's operator should know: one line, without line end.
 using LogHandler = std::function<void(Severity severity, std::string_view text)>;
 
@@ -15223,30 +16423,6 @@ inline std::string host_name() {
   std::size_t size = sizeof name;
   return uv_os_gethostname(name, &size) == 0 ? std::string(name, size) : std::string();
 }
-
-/// A RouteRequest with everything it borrows, for another thread.
-struct OwnedRouteRequest {
-  explicit OwnedRouteRequest(const RouteRequest& request)
-      : message(request.message),
-        caller(request.caller),
-        caller_name(request.caller_name),
-        called(request.called),
-        username(request.username),
-        source(request.source),
-        key(request.key) {}
-
-  RouteRequest view() const {
-    return {message, caller, caller_name, called, username, source, key};
-  }
-
-  Message message;
-  std::string caller;
-  std::string caller_name;
-  std::string called;
-  std::string username;
-  Flow source;
-  RouteKey key;
-};
 
 /// The file that bindings outlive the server in. It is written by threads of the pool and, at the
 /// end, by the loop's; an older state never replaces a newer one.
@@ -15300,10 +16476,16 @@ class ServerCore final : public TransportReceiver,
   HandlerChain::Id add_handler(int priority, RouteHandler handler) {
     return proxy_.handlers().add(priority, std::move(handler));
   }
-  HandlerChain::Id add_async_handler(int priority, RouteHandler handler);
-  Error resume(RouteKey key, const Verdict& verdict) {
+  HandlerChain::Id add_async_handler(int priority, RouteHandler handler, RouteFilter filter);
+  Error resume(RouteKey key, const Verdict& verdict, const RouteChanges& changes) {
     if (closed_) return ErrorCode::gone;
-    const Error error = proxy_.resume(key, verdict, loop_->fresh_now_ms());
+    const Error error = proxy_.resume(key, verdict, loop_->fresh_now_ms(), changes);
+    rearm();
+    return error;
+  }
+  Error send(const Outgoing& outgoing, Agent::SentHandler done) {
+    if (closed_) return ErrorCode::closed;
+    const Error error = proxy_.send(outgoing, loop_->fresh_now_ms(), std::move(done));
     rearm();
     return error;
   }
@@ -15371,6 +16553,7 @@ class ServerCore final : public TransportReceiver,
   }
 
   Verdict run_in_pool(const std::shared_ptr<RouteHandler>& handler, const RouteRequest& request);
+  static Verdict run_guarded(const RouteHandler& handler, const RouteRequest& request);
   StartError listen(const ListenerSettings& listener);
   OwnDomains own_domains() const;
   void load_bindings();
@@ -15384,6 +16567,7 @@ class ServerCore final : public TransportReceiver,
   std::unique_ptr<Loop> loop_;
   Transports transports_;
   std::unique_ptr<UserDirectory> users_;
+  std::unique_ptr<UserDirectory> previous_users_;  ///< a handler that calls reload may look at it
   Registrar registrar_;
   Proxy proxy_;
   Offload offload_;
@@ -15481,19 +16665,35 @@ inline OwnDomains ServerCore::own_domains() const {
 inline void ServerCore::reload(const Settings& settings) {
   auto users = make_users(settings);
   proxy_.reload(settings, *users);
-  users_ = std::move(users);
+  previous_users_ = std::exchange(users_, std::move(users));
   registrar_.set_options(registrar_options(settings));
   settings_ = settings;
   proxy_.set_domains(own_domains());
   rearm();
 }
 
-inline HandlerChain::Id ServerCore::add_async_handler(int priority, RouteHandler handler) {
+inline HandlerChain::Id ServerCore::add_async_handler(int priority, RouteHandler handler,
+                                                      RouteFilter filter) {
   const auto shared = std::make_shared<RouteHandler>(std::move(handler));
-  return proxy_.handlers().add(priority, [this, shared](const RouteRequest& request) {
-    if (!settings_.message.async_process) return (*shared)(request);
-    return run_in_pool(shared, request);
-  });
+  return proxy_.handlers().add(
+      priority, [this, shared, filter = std::move(filter)](const RouteRequest& request) {
+        if (filter && !filter(request)) return Verdict::next();
+        if (!settings_.message.async_process) return run_guarded(*shared, request);
+        return run_in_pool(shared, request);
+      });
+}
+
+/// What a handler throws costs its own message a 500 and nothing else.
+inline Verdict ServerCore::run_guarded(const RouteHandler& handler, const RouteRequest& request) {
+#if defined(__cpp_exceptions)
+  try {
+    return handler(request);
+  } catch (...) {
+    return Verdict::reject(500);
+  }
+#else
+  return handler(request);
+#endif
 }
 
 /// The handler answers from a thread of the pool; the order of one sender's messages to one
@@ -15504,10 +16704,10 @@ inline Verdict ServerCore::run_in_pool(const std::shared_ptr<RouteHandler>& hand
   hash.update(request.caller);
   hash.update(std::string_view("\0", 1));
   hash.update(request.called);
-  const auto owned = std::make_shared<OwnedRouteRequest>(request);
-  const auto work = [handler, owned] { return (*handler)(owned->view()); };
-  const auto done = [this, owned](Error error, const Verdict& verdict) {
-    if (!error) static_cast<void>(resume(owned->key, verdict));
+  const auto kept = std::make_shared<KeptRouteRequest>(request);
+  const auto work = [handler, kept] { return run_guarded(*handler, kept->view()); };
+  const auto done = [this, kept](Error error, const Verdict& verdict) {
+    if (!error) static_cast<void>(resume(kept->key(), verdict, kept->changes()));
   };
   if (offload_.run(hash.finish(), work, done)) return Verdict::reject(503);
   return Verdict::later();
@@ -15564,6 +16764,7 @@ inline void ServerCore::close() {
     const Error error = bindings_file_->write(registrar_.revision(), bindings_text());
     if (error) report_save(error);
   }
+  proxy_.close();
   offload_.close();
   transports_.close();
   loop_->close();
@@ -15603,14 +16804,35 @@ class Server {
   }
   /// The same for a handler that may take long: it runs in libuv's thread pool where [message]
   /// async_process is on, one message at a time for each pair of sender and recipient.
-  /// The handler must be good for several threads at once.
-  HandlerChain::Id add_async_handler(int priority, RouteHandler handler) {
-    return core_->add_async_handler(priority, std::move(handler));
+  /// The handler must be good for several threads at once; what it throws is a 500. What does not
+  /// pass `filter` it is not asked about, and goes on without waiting for a thread.
+  HandlerChain::Id add_async_handler(int priority, RouteHandler handler,
+                                     RouteFilter filter = nullptr) {
+    return core_->add_async_handler(priority, std::move(handler), std::move(filter));
   }
   /// False where it was removed already.
   bool remove_handler(HandlerChain::Id id) { return core_->proxy().handlers().remove(id); }
-  /// The verdict promised under that key. `gone` where its deadline is over.
-  Error resume(RouteKey key, const Verdict& verdict) { return core_->resume(key, verdict); }
+  /// The verdict promised under that key, with the changes of KeptRouteRequest where there are any.
+  /// `gone` where its deadline is over.
+  Error resume(RouteKey key, const Verdict& verdict, const RouteChanges& changes = {}) {
+    return core_->resume(key, verdict, changes);
+  }
+
+  /// Sends a message to the bindings of the user that `outgoing.to` names, or to the one binding
+  /// whose contact `outgoing.request_uri` is, as any other message is relayed; handlers are not
+  /// asked. See Proxy::send. `done` is called exactly once, from inside `close` at the latest.
+  Error send(const Outgoing& outgoing, Agent::SentHandler done) {
+    return core_->send(outgoing, std::move(done));
+  }
+  /// Whom to ask about messages to known users that nobody took: to keep them, or to send them
+  /// elsewhere.
+  void on_undelivered(UndeliveredHandler handler) {
+    core_->proxy().on_undelivered(std::move(handler));
+  }
+  /// Whom to tell of phones that register and unregister.
+  void on_registration(RegistrationHandler handler) {
+    core_->proxy().on_registration(std::move(handler));
+  }
 
   void on_log(LogHandler handler) { core_->on_log(std::move(handler)); }
   /// Whom to show every message, in or out. It looks on: it must not call this Server from there.

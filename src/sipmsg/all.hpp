@@ -8,6 +8,7 @@
 #include "config.hpp"       // the version, and the few knobs that are fixed at compile time
 #include "error.hpp"        // the one list of errors; a value or an error
 #include "text.hpp"         // characters, case, tokens, quoted strings, numbers, escapes
+#include "encoding.hpp"     // any octets as text: base64, hexadecimal
 #include "uri.hpp"          // sip, sips and tel URIs: parse, print, compare, address-of-record
 #include "address.hpp"      // numeric IP addresses, transports, the flow a message came over
 #include "header.hpp"       // typed headers: Via, From, To, Contact, CSeq and the rest
@@ -22,13 +23,15 @@
 #include "pool.hpp"         // memory that is used again: keyed index, slabs, blocks
 #include "timer.hpp"        // deadlines in queues by duration, in anybody's time
 #include "registrar.hpp"    // who can be reached where, and until when
+#include "parameters.hpp"   // a message as handlers see it, by name; what they change
 #include "routing.hpp"      // users, alternatives, and the chain of handlers that decides
 #include "access.hpp"       // whose domains, who sent it, and may he speak under that name
+#include "alteration.hpp"   // what handlers' changes make of a message and its answer
 #include "transaction.hpp"  // one request and its answers, sent again until they arrive
-#include "relay.hpp"        // one MESSAGE to every binding, and the best answer back
-#include "proxy.hpp"        // the server's decisions: register, relay, answer, refuse
 #include "login.hpp"        // a client's side of the password question
 #include "agent.hpp"        // the two ends: sends requests, receives them, answers
+#include "relay.hpp"        // one MESSAGE to every binding, and the best answer back
+#include "proxy.hpp"        // the server's decisions: register, relay, answer, refuse
 
 // Below this line the parts see libuv; SIPMSG_NO_UV leaves them out.
 #ifndef SIPMSG_NO_UV

@@ -17,8 +17,11 @@
 #include <vector>
 
 #include "access.hpp"
+#include "agent.hpp"
+#include "alteration.hpp"
 #include "registrar.hpp"
 #include "relay.hpp"
+#include "routing.hpp"
 
 namespace sipmsg {
 
@@ -49,11 +52,29 @@ inline TransactionOptions transaction_options(const Settings& settings) {
 
 }  // namespace detail
 
+/// Called for a message that no binding of a known user took: `code` is what its sender would be
+/// answered, that of [message] offline_code where the user has none. Verdict::next() has it
+/// answered so; every other verdict means what it means elsewhere.
+using UndeliveredHandler = std::function<Verdict(const RouteRequest& request, int code)>;
+
+/// What happened to a binding. Lifetime: during the call only.
+struct RegistrationEvent {
+  enum class Kind : std::uint8_t { added, refreshed, removed };
+  Kind kind = Kind::added;
+  std::string_view user;
+  std::string_view contact;     ///< the URI as the phone wrote it
+  std::string_view user_agent;  ///< as the phone calls itself; may be empty
+  Flow flow;                    ///< by which the binding is reached
+  std::uint32_t expires_s = 0;  ///< 0 where it was removed
+};
+/// Called when the REGISTER is answered. Of bindings that end by themselves nobody is told.
+using RegistrationHandler = std::function<void(const RegistrationEvent&)>;
+
 /// A SIP MESSAGE server without sockets and without clock.
 ///
 /// Feed it what arrives with `receive` and the time with `advance`; what it wants to send goes to
 /// the Sink. Users, registrar, sink and log are the caller's and must outlive it.
-class Proxy : public TransactionUser {
+class Proxy : public TransactionUser, private RelayUser {
  public:
   /// `secret`: 16 octets nobody else knows, fresh for each run; nonces, tags and branches come of
   /// it.
@@ -62,10 +83,12 @@ class Proxy : public TransactionUser {
       : settings_(settings),
         users_(&users),
         registrar_(registrar),
+        sink_(sink),
         log_(log),
+        random_(detail::derive_key(secret, 'o')),
         layer_(detail::transaction_options(settings), sink, *this, detail::derive_key(secret, 't')),
         answers_(layer_, counters_),
-        relays_(layer_, sink, answers_, counters_, log, settings.timers.t1_ms,
+        relays_(layer_, sink, *this, answers_, counters_, log, settings.timers.t1_ms,
                 detail::derive_key(secret, 'r')),
         access_(settings.digest, text_of(detail::derive_key(secret, 'd'))),
         t1_ms_(settings.timers.t1_ms) {
@@ -97,6 +120,10 @@ class Proxy : public TransactionUser {
     relays_.advance(now_ms);
     registrar_.advance(now_ms);
     timers_.advance(now_ms, [this](Timer& timer) { give_up_waiting(timer.owner); });
+    own_timers_.advance(now_ms, [this](Timer& timer) {
+      const OwnMessage& own = own_.at(timer.owner);
+      on_own_end(pack_handle(own_.handle_of(timer.owner)), own.refused_with, nullptr);
+    });
   }
   /// When `advance` is to be called next; UINT64_MAX where nothing waits.
   std::uint64_t next_deadline() const {
@@ -104,13 +131,15 @@ class Proxy : public TransactionUser {
       return deadline_ms.value_or(UINT64_MAX);
     };
     return std::min({or_never(layer_.next_deadline()), or_never(relays_.next_deadline()),
-                     or_never(timers_.next_deadline()), registrar_.next_deadline()});
+                     or_never(timers_.next_deadline()), or_never(own_timers_.next_deadline()),
+                     registrar_.next_deadline()});
   }
 
   HandlerChain& handlers() { return chain_; }
   void set_domains(OwnDomains domains) { domains_ = std::move(domains); }
   /// Other settings and users from now on; bindings and what is on its way stay. Timers, table
-  /// sizes and everything of the digest are those of the start. A handler may call this.
+  /// sizes and everything of the digest are those of the start. A handler may call this; then the
+  /// users before must stay until it has returned.
   void reload(const Settings& settings, const UserDirectory& users) {
     settings_ = settings;
     users_ = &users;
@@ -118,9 +147,32 @@ class Proxy : public TransactionUser {
   }
   /// Seconds since 1970 when `now_ms` was 0, for Date headers; without it none is written.
   void set_unix_time_at_zero(std::int64_t unix_s) { unix_s_at_zero_ = unix_s; }
-  /// The verdict a handler promised with Verdict::later(). Errors: `gone` where it was given
-  /// before, its deadline is over or the sender has given up; `bad_argument` for one more `later`.
-  Error resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms);
+  /// The verdict a handler promised with Verdict::later(), and what it has changed since it said
+  /// so. Errors: `gone` where it was given before, its deadline is over or the sender has given up;
+  /// `bad_argument` for one more `later`.
+  Error resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms,
+               const RouteChanges& changes = {});
+
+  /// Whom to ask about messages that nobody took. Each message is kept for that until it is
+  /// answered.
+  void on_undelivered(UndeliveredHandler handler) {
+    relays_.keep_requests(static_cast<bool>(handler));
+    undelivered_ = handler ? std::make_shared<UndeliveredHandler>(std::move(handler)) : nullptr;
+  }
+  void on_registration(RegistrationHandler handler) {
+    registration_ = handler ? std::make_shared<RegistrationHandler>(std::move(handler)) : nullptr;
+  }
+
+  /// Sends a message of our own to all bindings of the user that `outgoing.to` names, or to the one
+  /// whose contact `outgoing.request_uri` is. No handler is asked. `done` is called exactly once,
+  /// later: with the recipient's answer, or as its sender would be answered.
+  ///
+  /// Errors, after which `done` is not called: those of Agent::send for what is wrong in
+  /// `outgoing`; `limit_reached`. `next_hop`, `login` and `method` are not looked at.
+  Error send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::SentHandler done);
+  /// Tells everybody who waits for the end of a message of our own that it is `closed`, before it
+  /// returns. Nothing may be called afterwards.
+  void close();
 
   const ServerCounters& counters() const { return counters_; }
   std::size_t transactions() const { return layer_.size(); }
@@ -138,25 +190,29 @@ class Proxy : public TransactionUser {
     std::string_view caller;
     std::string_view caller_name;
     std::string_view called;
-    std::string_view username;
+    ShortText username;  ///< a copy: a handler may call reload, and end the user's life
     HandlerChain::Position position;
+    RouteChanges changes;
+    int undelivered_code = 0;  ///< what nobody who took it answered; 0 before it was tried
   };
 
   /// One that a handler keeps: what Asked borrows, owned.
   struct Waiting {
     Waiting(const Asked& asked_now, std::uint32_t index)
-        : message(*asked_now.request.message),
-          username(asked_now.username),
-          asked(asked_now),
-          timer(index) {
+        : message(*asked_now.request.message), asked(asked_now), timer(index) {
       asked.request.message = &message;
-      asked.username = username;
       read_names(asked);
     }
 
     const Message message;
-    const std::string username;
     Asked asked;
+    Timer timer;
+  };
+
+  /// A message of our own on its way; or refused, which is told at once but not from inside `send`.
+  struct OwnMessage {
+    Agent::SentHandler done;
+    int refused_with = 0;
     Timer timer;
   };
 
@@ -206,23 +262,42 @@ class Proxy : public TransactionUser {
   bool refuse_sender(const MessageView& request, const UriView& from, Asked& asked);
   static void read_names(Asked& asked);
   Verdict route_to_user(const RouteRequest& request) const;
+  RouteContext context_of(const Asked& asked) const;
+  template <class Ask>
+  std::optional<Verdict> ask(Asked& asked, Ask ask_handlers);
   void walk(Asked& asked);
-  void decide(const Asked& asked, const Verdict& verdict);
+  void decide(Asked& asked, const Verdict& verdict);
+  void decide_next(const Asked& asked);
+  int refusal_of(const Asked& asked) const;
   void keep_waiting(const Asked& asked, RouteKey key);
   void give_up_waiting(std::uint32_t index);
-  void forward(const Asked& asked, const std::vector<std::string>& uris);
+  void refuse(const Asked& asked, int code, std::string_view phrase = {});
+  void forward(Asked& asked, const std::vector<std::string>& uris);
+  void refuse_undelivered(Asked& asked, int code);
+  bool alter(Asked& asked, Message& altered);
   void add_bindings(std::string_view name);
   void add_uri(std::string_view text);
   void add_target(const RelayTarget& target);
   bool is_known(std::string_view name) const;
 
+  // RelayUser
+  inline bool on_undelivered(const RelayRequest& request, int code) override;
+  inline void on_own_end(std::uint64_t own, int code, const MessageView* response) override;
+  void end_own(Handle handle, const Outcome& outcome);
+  void write_own(Output& out, const Outgoing& outgoing, const NameAddr& to, const NameAddr& from);
+  void add_binding(std::string_view user, std::string_view contact);
+
   void write_registration(Output& out, std::string_view user, const MessageView& request,
                           const RegisterOutcome& outcome);
+  void tell_registration(std::string_view user, const MessageView& request,
+                         const RegisterOutcome& outcome);
 
   Settings settings_;
   const UserDirectory* users_;
   Registrar& registrar_;
+  Sink& sink_;
   ServerLog& log_;
+  Random random_;
   ServerCounters counters_;
   OwnDomains domains_;
   TransactionLayer layer_;
@@ -236,6 +311,11 @@ class Proxy : public TransactionUser {
   /// A place for each message that handlers look at, taken in advance because they are given its
   /// key; empty until one of them wants to answer later.
   Slab<std::unique_ptr<Waiting>> waiting_;
+  std::shared_ptr<UndeliveredHandler> undelivered_;
+  std::shared_ptr<RegistrationHandler> registration_;
+  Slab<OwnMessage> own_;
+  Timers own_timers_;
+  std::uint32_t own_cseq_ = 0;
   std::array<RelayTarget, RelaySet::max_breadth + 1> targets_;
   std::size_t target_count_ = 0;
   std::uint64_t now_ms_ = 0;
@@ -444,7 +524,7 @@ inline bool Proxy::refuse_sender(const MessageView& request, const UriView& from
     return true;
   }
   if (refuse_name(server, *identity.user, from, "From")) return true;
-  asked.username = identity.user->name;
+  asked.username = ShortText(identity.user->name);
   access_.find_own(request, by_proxy ? ChallengeKind::www : ChallengeKind::proxy, removed);
   for (std::size_t i = 0; i < request.header_count(); ++i) {
     const HeaderField field = request.field(i);
@@ -464,36 +544,93 @@ inline void Proxy::read_names(Asked& asked) {
   asked.called = asked.request.message->request_uri()->user;
 }
 
-inline void Proxy::walk(Asked& asked) {
+inline RouteContext Proxy::context_of(const Asked& asked) const {
+  RouteContext context;
+  context.listener = sink_.listener_name(asked.request.source);
+  for (const ListenerSettings& listener : settings_.listeners) {
+    if (listener.name == context.listener) context.role = listener.role;
+  }
+  context.realm = settings_.digest.realm;
+  context.to_tag = layer_.to_tag(asked.request.server);
+  context.hops = asked.request.max_forwards;
+  context.body_encoding = settings_.body_encoding;
+  context.initial_headers = settings_.initial_headers;
+  const std::string_view username = asked.username.view();
+  context.user = users_->find(username.empty() ? asked.caller : username);
+  return context;
+}
+
+/// What `ask_handlers(const RouteRequest&)` says; nothing where it says so later.
+template <class Ask>
+std::optional<Verdict> Proxy::ask(Asked& asked, Ask ask_handlers) {
   const ShortText caller = ShortText::unescaped(asked.caller);
   const ShortText called = ShortText::unescaped(asked.called);
-  const ShortText username(asked.username);  // a handler may call reload, and end the user's life
-  asked.username = username.view();
   const RouteKey key = waiting_.create();
   const RouteRequest request{*asked.request.message,
                              caller.view(),
                              asked.caller_name,
                              called.view(),
-                             asked.username,
+                             asked.username.view(),
                              asked.request.source,
-                             key};
-  const Verdict verdict = chain_.walk(asked.position, request);
-  if (verdict.kind() == Verdict::Kind::later) return keep_waiting(asked, key);
+                             key,
+                             &asked.changes,
+                             context_of(asked)};
+  Verdict verdict = ask_handlers(request);
+  if (verdict.kind() == Verdict::Kind::later) {
+    keep_waiting(asked, key);
+    return std::nullopt;
+  }
   waiting_.destroy(key);
-  decide(asked, verdict);
+  return verdict;
 }
 
-inline void Proxy::decide(const Asked& asked, const Verdict& verdict) {
-  const ServerTransaction server = asked.request.server;
+inline void Proxy::walk(Asked& asked) {
+  const auto verdict =
+      ask(asked, [&](const RouteRequest& request) { return chain_.walk(asked.position, request); });
+  if (verdict) decide(asked, *verdict);
+}
+
+inline void Proxy::decide(Asked& asked, const Verdict& verdict) {
   const int code = verdict.code();
   switch (verdict.kind()) {
-    case Verdict::Kind::next: return answers_.send(server, 404);
-    case Verdict::Kind::accept: return answers_.send(server, code / 100 == 2 ? code : 202);
-    case Verdict::Kind::reject:
-      return answers_.send(server, code < 300 ? 500 : code, verdict.phrase());
+    case Verdict::Kind::next: return decide_next(asked);
+    case Verdict::Kind::accept: return refuse(asked, code / 100 == 2 ? code : 202);
+    case Verdict::Kind::reject: return refuse(asked, code < 300 ? 500 : code, verdict.phrase());
     case Verdict::Kind::forward: return forward(asked, verdict.uris());
     case Verdict::Kind::later: return;
   }
+}
+
+/// No handler took it: neither one that routes, nor, where it was tried in vain, one that keeps it.
+inline void Proxy::decide_next(const Asked& asked) {
+  if (asked.undelivered_code == 0) {
+    const int code = refusal_of(asked);
+    return refuse(asked, code != 0 ? code : 404);
+  }
+  // RFC 3261 16.7 step 6, as in RelaySet.
+  if (asked.undelivered_code == 503) return refuse(asked, 500, "Recipient Unavailable");
+  if (asked.undelivered_code != settings_.message.offline_code) {
+    return refuse(asked, asked.undelivered_code);
+  }
+  answers_.send(asked.request.server, asked.undelivered_code, {}, [&](Output& out) {
+    write_allow(out);
+    detail::write_answer_headers(out, asked.changes);
+  });
+}
+
+/// What the parameters that handlers have left ask for: a code from 300 to 699, or 0.
+inline int Proxy::refusal_of(const Asked& asked) const {
+  if (asked.changes.empty()) return 0;
+  RouteChanges changes = asked.changes;
+  const RouteRequest request{*asked.request.message, {}, {},      {}, {},
+                             asked.request.source,   {}, &changes};
+  return refusal_asked_for(request).value_or(0);
+}
+
+/// Answers with what handlers want to stand in the answer.
+inline void Proxy::refuse(const Asked& asked, int code, std::string_view phrase) {
+  answers_.send(asked.request.server, code, phrase,
+                [&](Output& out) { detail::write_answer_headers(out, asked.changes); });
 }
 
 inline void Proxy::keep_waiting(const Asked& asked, RouteKey key) {
@@ -524,7 +661,8 @@ inline void Proxy::give_up_waiting(std::uint32_t index) {
   answers_.send(server, 504);
 }
 
-inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms) {
+inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t now_ms,
+                           const RouteChanges& changes) {
   set_now(now_ms);
   if (verdict.kind() == Verdict::Kind::later) return ErrorCode::bad_argument;
   std::unique_ptr<Waiting>* place = waiting_.get(key);
@@ -538,10 +676,12 @@ inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t n
     answers_.send(request.server, 504);
     return ErrorCode::gone;
   }
-  if (verdict.kind() == Verdict::Kind::next) {
-    walk(waiting->asked);
+  Asked& asked = waiting->asked;
+  asked.changes.apply(changes);
+  if (verdict.kind() == Verdict::Kind::next && asked.undelivered_code == 0) {
+    walk(asked);
   } else {
-    decide(waiting->asked, verdict);
+    decide(asked, verdict);
   }
   return {};
 }
@@ -559,21 +699,73 @@ inline bool Proxy::is_known(std::string_view name) const {
 
 // MESSAGE: to the bindings.
 
-/// Without URIs the message goes to the bindings of whom it names.
-inline void Proxy::forward(const Asked& asked, const std::vector<std::string>& uris) {
-  const ServerTransaction server = asked.request.server;
+/// Without URIs the message goes to the bindings of whom it names. A handler that left a `code` or
+/// used up the hops, and let others route, has refused it all the same.
+inline void Proxy::forward(Asked& asked, const std::vector<std::string>& uris) {
+  if (const int code = detail::forbidden_by(asked.changes)) return refuse(asked, code);
   target_count_ = 0;
   if (uris.empty()) {
     const ShortText called = ShortText::unescaped(asked.called);
     add_bindings(called.view());
-    if (target_count_ == 0 && !is_known(called.view())) return answers_.send(server, 404);
+    if (target_count_ == 0 && !is_known(called.view())) return refuse(asked, 404);
   }
   for (const std::string& uri : uris) add_uri(uri);
-  if (target_count_ == 0) {
-    return answers_.send(server, settings_.message.offline_code, {},
-                         [this](Output& out) { write_allow(out); });
+  Message altered;
+  if (!alter(asked, altered)) return refuse(asked, 500);
+  if (target_count_ == 0) return refuse_undelivered(asked, settings_.message.offline_code);
+  asked.request.username = asked.username.view();
+  if (const int code = relays_.start(asked.request, targets_.data(), target_count_)) {
+    refuse_undelivered(asked, code);
   }
-  relays_.start(asked.request, targets_.data(), target_count_);
+}
+
+/// Asks whoever keeps messages, but once only: it may have sent the message somewhere else.
+inline void Proxy::refuse_undelivered(Asked& asked, int code) {
+  const bool was_asked = asked.undelivered_code != 0;
+  asked.undelivered_code = code;
+  const std::shared_ptr<UndeliveredHandler> handler = undelivered_;  // it may replace itself
+  if (was_asked || !handler) return decide_next(asked);
+  const auto verdict =
+      ask(asked, [&](const RouteRequest& request) { return (*handler)(request, code); });
+  if (verdict) decide(asked, *verdict);
+}
+
+inline bool Proxy::on_undelivered(const RelayRequest& request, int code) {
+  const std::shared_ptr<UndeliveredHandler> handler = undelivered_;
+  if (!handler) return false;
+  Asked asked;
+  asked.request = request;
+  asked.username = ShortText(request.username);
+  asked.undelivered_code = code;
+  read_names(asked);
+  const auto verdict =
+      ask(asked, [&](const RouteRequest& route) { return (*handler)(route, code); });
+  if (verdict && verdict->kind() == Verdict::Kind::next) return false;
+  if (verdict) decide(asked, *verdict);
+  return true;
+}
+
+/// Where handlers have set another body or other headers, makes the message anew and has `asked`
+/// point to it. False where what they set cannot be sent.
+inline bool Proxy::alter(Asked& asked, Message& altered) {
+  if (!detail::alters_message(asked.changes)) return true;
+  auto text = detail::altered_message(*asked.request.message, asked.request.removed, asked.changes);
+  if (text) {
+    auto message = Message::from_bytes(std::move(text).value());
+    if (message) {
+      altered = std::move(message).value();
+      asked.request.message = &altered;
+      asked.request.removed = {};
+      read_names(asked);
+      return true;
+    }
+    text = message.error();
+  }
+  if (waiting_log_.admits(now_ms_)) {
+    log_.log(Severity::warning, std::string("a handler's change cannot be sent: ") +
+                                    text.error().text() + ": its message is refused with 500");
+  }
+  return false;
 }
 
 /// The user's own bindings; where no user has that name, those of all who list it as an
@@ -615,6 +807,97 @@ inline void Proxy::add_target(const RelayTarget& target) {
     if (targets_[i].uri == target.uri && targets_[i].flow == target.flow) return;
   }
   targets_[target_count_++] = target;
+}
+
+// Messages of our own.
+
+inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::SentHandler done) {
+  set_now(now_ms);
+  const auto to = detail::parse_party(outgoing.to);
+  if (!to) return to.error();
+  const auto from = detail::parse_party(outgoing.from);
+  if (!from) return from.error();
+  if (const Error error = detail::check_headers(outgoing)) return error;
+  if (!outgoing.call_id.empty() && !detail::is_call_id(outgoing.call_id)) {
+    return ErrorCode::bad_call_id;
+  }
+  if (own_.size() >= settings_.max_transactions) return ErrorCode::limit_reached;
+  std::string text(max_message_size, '\0');
+  Output out(&text[0], text.size());
+  write_own(out, outgoing, *to, *from);
+  if (out.error().code == ErrorCode::no_room) return ErrorCode::too_large;
+  if (out.error()) return out.error();
+  text.resize(out.size());
+  const auto message = Message::from_bytes(std::move(text));
+  if (!message) return message.error();
+
+  const Handle handle = own_.create();
+  OwnMessage& own = own_.at(handle.index);
+  own.done = std::move(done);
+  RelayRequest request;
+  request.own = pack_handle(handle);
+  request.message = &message.value();
+  request.received_ms = now_ms_;
+  request.loop_hash = relays_.loop_hash(*message);
+  request.max_forwards = settings_.max_forwards;
+  target_count_ = 0;
+  const ShortText user = ShortText::unescaped(to->uri.user);
+  outgoing.request_uri.empty() ? add_bindings(user.view())
+                               : add_binding(user.view(), outgoing.request_uri);
+  if (target_count_ == 0) {
+    own.refused_with = is_known(user.view()) ? settings_.message.offline_code : 404;
+  } else {
+    own.refused_with = relays_.start(request, targets_.data(), target_count_);
+  }
+  if (own.refused_with != 0) {
+    own.timer.owner = handle.index;
+    own_timers_.queue(0).start(own.timer, now_ms_);
+  }
+  return {};
+}
+
+/// RFC 3261 8.1.1, but for Via and Request-URI, which each branch gets its own of.
+inline void Proxy::write_own(Output& out, const Outgoing& outgoing, const NameAddr& to,
+                             const NameAddr& from) {
+  std::array<char, 13> token;
+  const auto fresh = [&]() -> std::string_view {
+    random_.write_token(token.data(), token.size());
+    return {token.data(), token.size()};
+  };
+  out.raw("MESSAGE ").word(to.uri.text).raw(" SIP/2.0\r\n");
+  write_header(out, HeaderId::max_forwards, settings_.max_forwards);
+  out.raw("From: ").value(detail::party_text(from)).raw(";tag=").token(fresh()).raw("\r\n");
+  out.raw("To: ").value(detail::party_text(to)).raw("\r\n");
+  const std::string_view call_id = outgoing.call_id;
+  out.raw("Call-ID: ").word(call_id.empty() ? fresh() : call_id).raw("\r\n");
+  own_cseq_ = (own_cseq_ + 1) & 0x7fffffff;
+  out.raw("CSeq: ").number(own_cseq_).raw(" MESSAGE\r\n");
+  for (const auto& header : outgoing.headers) write_header(out, header.first, header.second);
+  write_header(out, HeaderId::user_agent, settings_.user_agent);
+  write_body(out, outgoing.body.empty() ? std::string_view() : outgoing.content_type,
+             outgoing.body);
+}
+
+/// The user's one binding with that contact.
+inline void Proxy::add_binding(std::string_view user, std::string_view contact) {
+  registrar_.for_each(user, now_ms_, [&](const Binding& binding) {
+    if (binding.contact_uri != contact) return;
+    add_target({binding.request_uri, binding.path, binding.flow});
+  });
+}
+
+inline void Proxy::on_own_end(std::uint64_t own, int code, const MessageView* response) {
+  OwnMessage* message = own_.get(unpack_handle(own));
+  if (message == nullptr) return;
+  const Agent::SentHandler done = std::move(message->done);
+  own_.destroy(unpack_handle(own));
+  if (!done) return;
+  Outcome outcome;
+  outcome.code = code;
+  outcome.reason =
+      std::string(response == nullptr ? default_reason_phrase(code) : response->reason_phrase());
+  outcome.response = response;
+  done(outcome);
 }
 
 // REGISTER: RFC 3261 10.3.
@@ -660,6 +943,31 @@ inline void Proxy::on_register(ServerTransaction server, const MessageView& requ
     log_.log(Severity::info, std::string(name) + " registered from " +
                                  std::string(transport_parameter(from.transport)) + " " +
                                  to_text(from.remote));
+  }
+  if (registration_ && outcome.status == 200) tell_registration(name, request, outcome);
+}
+
+/// One event for each contact of the request.
+inline void Proxy::tell_registration(std::string_view user, const MessageView& request,
+                                     const RegisterOutcome& outcome) {
+  const ShortText name(user);  // the handler may end the user's life
+  for (std::string_view element : request.values(HeaderId::contact)) {
+    const auto contact = parse_name_addr(element);
+    if (!contact) continue;
+    RegistrationEvent event;
+    event.kind = RegistrationEvent::Kind::removed;
+    event.user = name.view();
+    event.contact = contact->uri.text;
+    event.user_agent = request.header(HeaderId::user_agent);
+    registrar_.for_each(event.user, now_ms_, [&](const Binding& binding) {
+      if (binding.contact_uri != event.contact) return;
+      event.kind =
+          outcome.added > 0 ? RegistrationEvent::Kind::added : RegistrationEvent::Kind::refreshed;
+      event.flow = binding.flow;
+      event.expires_s = static_cast<std::uint32_t>((binding.expires_at_ms - now_ms_) / 1000);
+    });
+    const std::shared_ptr<RegistrationHandler> handler = registration_;  // it may replace itself
+    if (handler) (*handler)(event);
   }
 }
 

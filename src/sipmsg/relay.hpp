@@ -168,13 +168,31 @@ struct RelayTarget {
 
 /// A message to be relayed, and what is to be changed in it.
 struct RelayRequest {
-  ServerTransaction server;
+  ServerTransaction server;  ///< to be answered; names nothing for a message of our own
+  std::uint64_t own = 0;     ///< what RelayUser knows a message of our own by; 0 for a received one
   const MessageView* message = nullptr;
+  std::string_view username;  ///< the sender's, for whoever is told that nobody took the message
   Flow source;
   std::uint64_t received_ms = 0;
   std::uint64_t loop_hash = 0;      ///< from RelaySet::loop_hash
   std::uint32_t max_forwards = 70;  ///< to be written, already decremented
   FieldList removed;                ///< what is not for the recipient
+};
+
+/// Who is told what became of messages where that is not simply passed on to their sender. May do
+/// anything, also relay further messages.
+class RelayUser {
+ public:
+  /// No target took a message: `code` is the best answer there was, 480 where there was none. The
+  /// request is valid during the call. True where its sender is answered from there, now or later;
+  /// otherwise it gets that answer.
+  virtual bool on_undelivered(const RelayRequest& request, int code) = 0;
+  /// The end of a message of our own, once: the best answer, which may be null where it is `code`
+  /// alone. Valid during the call.
+  virtual void on_own_end(std::uint64_t own, int code, const MessageView* response) = 0;
+
+ protected:
+  ~RelayUser() = default;
 };
 
 /// All messages that are on their way.
@@ -184,10 +202,11 @@ class RelaySet {
   /// Max-Breadth that RFC 5393 5.3.3 recommends.
   static constexpr std::uint32_t max_breadth = 60;
 
-  RelaySet(TransactionLayer& layer, Sink& sink, OwnAnswers& answers, ServerCounters& counters,
-           ServerLog& log, std::uint32_t t1_ms, const SipHashKey& secret)
+  RelaySet(TransactionLayer& layer, Sink& sink, RelayUser& user, OwnAnswers& answers,
+           ServerCounters& counters, ServerLog& log, std::uint32_t t1_ms, const SipHashKey& secret)
       : layer_(layer),
         sink_(sink),
+        user_(user),
         answers_(answers),
         counters_(counters),
         log_(log),
@@ -196,9 +215,13 @@ class RelaySet {
         loop_hash_(detail::next_key(random_)),
         scratch_(new char[detail::relay_scratch_size]) {}
 
-  /// Sends the message to each target. The sender's answer follows by itself: 480 where no target
-  /// can be reached, 440 where there are more of them than the request's breadth.
-  void start(const RelayRequest& request, const RelayTarget* targets, std::size_t count);
+  /// Sends the message to each target. Returns 0, and the answer follows by itself; or the code it
+  /// is to be refused with: 480 where no target can be reached, 440 where there are more of them
+  /// than the request's breadth.
+  [[nodiscard]] int start(const RelayRequest& request, const RelayTarget* targets,
+                          std::size_t count);
+  /// Whether on_undelivered is asked; each message is kept for it until it is answered.
+  void keep_requests(bool keep) { keeps_requests_ = keep; }
 
   /// What the branches of this request will carry, so that it is known again.
   std::uint64_t loop_hash(const MessageView& request) const;
@@ -213,13 +236,15 @@ class RelaySet {
   /// When `advance` has something to do next; nothing where no message is on its way.
   std::optional<std::uint64_t> next_deadline() const { return timers_.next_deadline(); }
   std::size_t size() const { return relays_.size(); }
-  /// Octets held by answers that are kept until a better one comes.
+  /// Octets held by requests, and by answers that are kept until a better one comes.
   std::size_t kept_size() const { return blocks_.in_use_size(); }
 
  private:
   /// The response context of RFC 3261 16: what the branches of one request have answered so far.
   struct Relay {
-    ServerTransaction server;
+    RelayRequest request;  ///< without its message and user name, which are in `kept`
+    Block kept;            ///< message and user name, for on_undelivered; or empty
+    std::uint32_t kept_username_size = 0;
     Timer timer;
     std::uint32_t open_branches = 0;
     bool answered = false;
@@ -234,7 +259,7 @@ class RelaySet {
   static constexpr std::size_t added_size = 160;       // what our edits add, about
   static constexpr std::size_t max_datagram = 65507;   // over IPv4; a little more over IPv6
   static constexpr std::size_t max_challenges = 8192;  // octets of `challenges`
-  static constexpr std::size_t max_kept = 16U << 20U;  // octets of all `best`
+  static constexpr std::size_t max_kept = 16U << 20U;  // octets of all `best` and `kept`
 
   Error send_branch(const RelayRequest& request, Handle relay, const RelayTarget& target,
                     std::uint32_t breadth);
@@ -243,15 +268,20 @@ class RelaySet {
   Slices edit(const RelayRequest& request, const RelayTarget& target, std::uint32_t breadth,
               Edits& edits, Output& text) const;
   void log_large_datagram();
+  void keep_request(Relay& relay, const RelayRequest& request);
+  bool tell_undelivered(const Relay& relay, int code);
   void pass_on(Relay& relay, int code, const MessageView& response);
   void keep_if_best(Relay& relay, int code, const MessageView& response);
   void add_challenges(Relay& relay, const MessageView& response);
   void close_branch(Handle handle, Relay& relay);
   void answer_with_best(Relay& relay);
+  void answer(const Relay& relay, int code, std::string_view phrase = {});
+  void pass_on_best(const Relay& relay);
   void finish(Handle handle);
 
   TransactionLayer& layer_;
   Sink& sink_;
+  RelayUser& user_;
   OwnAnswers& answers_;
   ServerCounters& counters_;
   ServerLog& log_;
@@ -266,6 +296,7 @@ class RelaySet {
   SocketAddress large_remote_;
   LogLimit large_log_{10};
   LogLimit breadth_log_{10};
+  bool keeps_requests_ = false;
   std::uint64_t now_ms_ = 0;
 };
 
@@ -309,8 +340,8 @@ inline void add_content_length(const MessageView& message, Edits& edits, Output&
 
 // The request.
 
-inline void RelaySet::start(const RelayRequest& request, const RelayTarget* targets,
-                            std::size_t count) {
+inline int RelaySet::start(const RelayRequest& request, const RelayTarget* targets,
+                           std::size_t count) {
   // To write Max-Breadth is needed only where the request doubles.
   std::uint32_t breadth = 0;
   if (count > 1) {
@@ -321,13 +352,15 @@ inline void RelaySet::start(const RelayRequest& request, const RelayTarget* targ
                                         " bindings refused with 440: " + std::to_string(breadth) +
                                         " are allowed");
       }
-      return answers_.send(request.server, 440, "Max-Breadth Exceeded");
+      return 440;
     }
     breadth /= static_cast<std::uint32_t>(count);
   }
   const Handle handle = relays_.create();
   Relay& relay = relays_.at(handle.index);
-  relay.server = request.server;
+  relay.request = request;
+  relay.request.message = nullptr;
+  relay.request.username = {};
   Error error;
   for (std::size_t i = 0; i < count; ++i) {
     const Error failed = send_branch(request, handle, targets[i], breadth);
@@ -339,16 +372,27 @@ inline void RelaySet::start(const RelayRequest& request, const RelayTarget* targ
   }
   if (relay.open_branches == 0) {
     relays_.destroy(handle);
-    const int code = error.code == ErrorCode::limit_reached ? 503
-                     : error.code == ErrorCode::too_large   ? 513
-                                                            : 480;
-    return answers_.send(request.server, code);
+    if (error.code == ErrorCode::limit_reached) return 503;
+    return error.code == ErrorCode::too_large ? 513 : 480;
   }
+  if (keeps_requests_ && request.own == 0) keep_request(relay, request);
   ++counters_.relayed;
   relay.timer.owner = handle.index;
   timers_.queue(detail::patience_ms(request.received_ms, now_ms_, t1_ms_))
       .start(relay.timer, now_ms_);
   log_large_datagram();
+  return 0;
+}
+
+inline void RelaySet::keep_request(Relay& relay, const RelayRequest& request) {
+  const std::string_view message = request.message->bytes();
+  const std::size_t size = message.size() + request.username.size();
+  if (blocks_.in_use_size() + size > max_kept) return;
+  relay.kept = blocks_.allocate(size);
+  relay.kept_username_size = static_cast<std::uint32_t>(request.username.size());
+  Slices slices(message);
+  slices.add(request.username);
+  slices.copy_to(relay.kept.data());
 }
 
 /// RFC 3261 18.1.1: a request over 1300 octets goes by TCP where the target can be reached so, and
@@ -434,11 +478,14 @@ inline Slices RelaySet::edit(const RelayRequest& request, const RelayTarget& tar
   }
   if (!old_breadth.empty()) replace_number(old_breadth, breadth);
 
-  const std::string_view top_via = *message.values(HeaderId::via).begin();
-  if (const auto via = parse_via(top_via)) {
-    const std::size_t begin = text.size();
-    write_stamped_via(text, top_via, *via, request.source.remote);
-    edits.replace(top_via, text.since(begin));
+  const auto vias = message.values(HeaderId::via);
+  if (!vias.empty()) {
+    const std::string_view top_via = *vias.begin();
+    if (const auto via = parse_via(top_via)) {
+      const std::size_t begin = text.size();
+      write_stamped_via(text, top_via, *via, request.source.remote);
+      edits.replace(top_via, text.since(begin));
+    }
   }
   for (std::size_t field : request.removed) edits.remove_field(field);
   detail::add_content_length(message, edits, text);
@@ -476,7 +523,8 @@ inline void RelaySet::on_response(ClientTransaction client, const MessageView& r
   Relay* relay = relays_.get(handle);
   if (relay == nullptr) return;  // the sender has been told 480 already
   // With our Via alone it answers us, and there is nobody to pass it on to (16.7 step 3).
-  if (detail::has_two_vias(response) && !relay->answered) {
+  const bool is_for_sender = relay->request.own != 0 || detail::has_two_vias(response);
+  if (is_for_sender && !relay->answered) {
     if (code < 300) {
       ++counters_.delivered;
       pass_on(*relay, code, response);
@@ -494,13 +542,14 @@ inline void RelaySet::on_failure(ClientTransaction client) {
 }
 
 inline void RelaySet::pass_on(Relay& relay, int code, const MessageView& response) {
+  relay.answered = true;
+  if (relay.request.own != 0) return user_.on_own_end(relay.request.own, code, &response);
   std::array<char, 40> buffer;
   Output text(buffer.data(), buffer.size());
   Edits edits(response);
   edits.remove_first_element(HeaderId::via);
   detail::add_content_length(response, edits, text);
-  relay.answered = true;
-  static_cast<void>(layer_.respond(relay.server, code, edits.slices(), now_ms_));
+  static_cast<void>(layer_.respond(relay.request.server, code, edits.slices(), now_ms_));
 }
 
 inline void RelaySet::keep_if_best(Relay& relay, int code, const MessageView& response) {
@@ -544,13 +593,29 @@ inline void RelaySet::answer_with_best(Relay& relay) {
   relay.answered = true;
   const int code = relay.best_code;
   // RFC 4320 4.2 forbids 408 for a non-INVITE, and silence is no better than that.
-  if (code == 0 || code == 408) return answers_.send(relay.server, 480);
+  const bool is_silent = code == 0 || code == 408;
+  if (relay.kept && tell_undelivered(relay, is_silent ? 480 : code)) return;
+  if (is_silent) return answer(relay, 480);
   // RFC 3261 16.7 step 6: the recipient's 503 would say that this server is overloaded.
-  if (code == 503) return answers_.send(relay.server, 500, "Recipient Unavailable");
-  if (!relay.best) return answers_.send(relay.server, code);
+  if (code == 503) return answer(relay, 500, "Recipient Unavailable");
+  if (!relay.best) return answer(relay, code);
+  pass_on_best(relay);
+}
+
+inline void RelaySet::answer(const Relay& relay, int code, std::string_view phrase) {
+  if (relay.request.own != 0) return user_.on_own_end(relay.request.own, code, nullptr);
+  answers_.send(relay.request.server, code, phrase);
+}
+
+inline void RelaySet::pass_on_best(const Relay& relay) {
   const std::string_view best(relay.best.data(), relay.best.size());
+  if (relay.request.own != 0) {
+    MessageView response;
+    const Error error = response.parse(best);
+    return user_.on_own_end(relay.request.own, relay.best_code, error ? nullptr : &response);
+  }
   Slices slices;
-  if (detail::is_challenge(code)) {
+  if (detail::is_challenge(relay.best_code)) {
     const std::size_t headers_end = best.size() - relay.best_body_size - 2;
     slices.add(best.substr(0, headers_end));
     slices.add(relay.challenges);
@@ -558,7 +623,18 @@ inline void RelaySet::answer_with_best(Relay& relay) {
   } else {
     slices.add(best);
   }
-  static_cast<void>(layer_.respond(relay.server, code, slices, now_ms_));
+  static_cast<void>(layer_.respond(relay.request.server, relay.best_code, slices, now_ms_));
+}
+
+inline bool RelaySet::tell_undelivered(const Relay& relay, int code) {
+  const std::string_view kept(relay.kept.data(), relay.kept.size());
+  const std::size_t size = kept.size() - relay.kept_username_size;
+  MessageView message;
+  if (message.parse(kept.substr(0, size))) return false;
+  RelayRequest request = relay.request;
+  request.message = &message;
+  request.username = kept.substr(size);
+  return user_.on_undelivered(request, code);
 }
 
 /// Branches that are still open go on without us: their transactions end by themselves, and what

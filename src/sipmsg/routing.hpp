@@ -17,7 +17,7 @@
 #include <vector>
 
 #include "hash.hpp"
-#include "message.hpp"
+#include "parameters.hpp"
 #include "pool.hpp"
 #include "settings.hpp"
 
@@ -101,64 +101,6 @@ class UserDirectory {
   HashIndex by_alternative_;
 };
 
-/// A copy of a text that allocates nothing as long as it is short, as names are.
-class ShortText {
- public:
-  ShortText() = default;
-  explicit ShortText(std::string_view text) {
-    reserve(text.size());
-    for (char c : text) push_back(c);
-  }
-  /// Decodes %-escapes, once.
-  static ShortText unescaped(std::string_view text) {
-    ShortText result;
-    result.reserve(text.size());
-    for (UnescapedOctets octets(text); !octets.done();) result.push_back(octets.next());
-    return result;
-  }
-  /// Lifetime: as long as this object lives and is not assigned to.
-  std::string_view view() const {
-    return is_long_ ? std::string_view(long_) : std::string_view(short_.data(), size_);
-  }
-
- private:
-  void reserve(std::size_t size) {
-    is_long_ = size > short_.size();
-    if (is_long_) long_.reserve(size);
-  }
-  void push_back(char c) {
-    if (is_long_) {
-      long_.push_back(c);
-    } else {
-      short_[size_++] = c;
-    }
-  }
-
-  std::array<char, 64> short_;  // left uninitialised: only the first size_ octets are ever read
-  std::size_t size_ = 0;
-  bool is_long_ = false;
-  std::string long_;
-};
-
-/// Names the message a handler wants to answer later. Good until it is answered or its deadline is
-/// over; then it names nothing, and never another message.
-using RouteKey = Handle;
-
-/// What a handler sees of a message. Lifetime: during the handler's call only; a handler that
-/// answers later, or on another thread, copies what it needs.
-struct RouteRequest {
-  const MessageView& message;
-  std::string_view caller;       ///< user part of From, decoded
-  std::string_view caller_name;  ///< display name of From, as written
-  std::string_view called;       ///< user part of the Request-URI, decoded
-  std::string_view username;     ///< whom the password proved; empty without authentication
-  Flow source;                   ///< where the message came from
-  RouteKey key;                  ///< for a verdict that comes later
-
-  std::string_view body() const { return message.body(); }
-  std::string_view content_type() const { return message.header(HeaderId::content_type); }
-};
-
 /// What a handler decides.
 class Verdict {
  public:
@@ -200,6 +142,71 @@ class Verdict {
   std::string phrase_;
   std::vector<std::string> uris_;
 };
+
+// What applications written for Yate say of a message, as a verdict.
+
+/// The status that a refusal by that name, or by a number, stands for. Nothing for a name that is
+/// not known and a number that is no final code.
+inline std::optional<int> status_of_reason(std::string_view reason) {
+  struct Named {
+    std::string_view name;
+    int status;
+  };
+  static constexpr Named table[] = {
+      {"incomplete", 484},    {"noauth", 401},          {"noautoauth", 401},
+      {"busy", 486},          {"forbidden", 403},       {"unallocated", 410},
+      {"moved", 410},         {"looping", 483},         {"service-not-implemented", 501},
+      {"unimplemented", 501}, {"interworking", 500},    {"noroute", 404},
+      {"nomedia", 415},       {"noanswer", 480},        {"offline", 404},
+      {"failure", 500},       {"timeout", 408},         {"service-unavailable", 503},
+      {"noresource", 503},    {"invalid-message", 400}, {"protocol-error", 400},
+      {"noconn", 503},        {"nocall", 481},          {"rejected", 406},
+      {"congestion", 480},    {"pending", 491},         {"postdialdelay", 504},
+      {"unacceptable", 488},
+  };
+  for (const Named& named : table) {
+    if (named.name == reason) return named.status;
+  }
+  const auto number = parse_digits(reason, 699);
+  if (!number || *number < 200) return std::nullopt;
+  return static_cast<int>(*number);
+}
+
+/// The code that the parameters `code`, `reason` and `error` refuse a message with, in that order;
+/// `error` counts as a number only. Nothing where they ask for no refusal.
+inline std::optional<int> refusal_asked_for(const RouteRequest& request) {
+  const auto of_parameter = [&](std::string_view name, bool may_be_name) -> std::optional<int> {
+    const auto text = request.parameter(name);
+    if (!text || (!may_be_name && !all_of_class(*text, char_digit))) return std::nullopt;
+    return status_of_reason(*text);
+  };
+  auto code = of_parameter("code", false);
+  if (!code) code = of_parameter("reason", true);
+  if (!code) code = of_parameter("error", false);
+  return code && *code >= 300 ? code : std::nullopt;
+}
+
+/// What it means that a handler in Yate's manner has called a message handled or not, and left this
+/// return value: a target "sip/URI", or "fork" with targets in `callto.1`, `callto.2` and so on; a
+/// refusal where it is empty, "-" or "error". What nobody can send to is refused with 405, unless
+/// the parameters name another code.
+inline Verdict verdict_of(bool handled, std::string_view return_value,
+                          const RouteRequest& request) {
+  constexpr std::string_view driver = "sip/";
+  if (!handled) return Verdict::next();
+  std::vector<std::string> uris;
+  const auto add = [&](std::string_view target) {
+    if (target.substr(0, driver.size()) == driver) uris.emplace_back(target.substr(driver.size()));
+  };
+  add(return_value);
+  for (int i = 1; return_value == "fork"; ++i) {
+    const auto target = request.parameter("callto." + std::to_string(i));
+    if (!target) break;
+    add(*target);
+  }
+  if (!uris.empty()) return Verdict::forward(std::move(uris));
+  return Verdict::reject(refusal_asked_for(request).value_or(405));
+}
 
 /// Called for each message in turn. Legal inside: adding and removing handlers, also this one.
 using RouteHandler = std::function<Verdict(const RouteRequest&)>;

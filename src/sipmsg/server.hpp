@@ -57,6 +57,9 @@ inline Error load_directory(const std::string& directory, Settings& settings,
   return load_settings(ysipchan, regfile, options.run_parameters, settings, diagnostics);
 }
 
+/// Whether a handler wants to see a message at all. Called on the loop, so it must be quick.
+using RouteFilter = std::function<bool(const RouteRequest&)>;
+
 /// Called with what the server's operator should know: one line, without line end.
 using LogHandler = std::function<void(Severity severity, std::string_view text)>;
 
@@ -68,30 +71,6 @@ inline std::string host_name() {
   std::size_t size = sizeof name;
   return uv_os_gethostname(name, &size) == 0 ? std::string(name, size) : std::string();
 }
-
-/// A RouteRequest with everything it borrows, for another thread.
-struct OwnedRouteRequest {
-  explicit OwnedRouteRequest(const RouteRequest& request)
-      : message(request.message),
-        caller(request.caller),
-        caller_name(request.caller_name),
-        called(request.called),
-        username(request.username),
-        source(request.source),
-        key(request.key) {}
-
-  RouteRequest view() const {
-    return {message, caller, caller_name, called, username, source, key};
-  }
-
-  Message message;
-  std::string caller;
-  std::string caller_name;
-  std::string called;
-  std::string username;
-  Flow source;
-  RouteKey key;
-};
 
 /// The file that bindings outlive the server in. It is written by threads of the pool and, at the
 /// end, by the loop's; an older state never replaces a newer one.
@@ -145,10 +124,16 @@ class ServerCore final : public TransportReceiver,
   HandlerChain::Id add_handler(int priority, RouteHandler handler) {
     return proxy_.handlers().add(priority, std::move(handler));
   }
-  HandlerChain::Id add_async_handler(int priority, RouteHandler handler);
-  Error resume(RouteKey key, const Verdict& verdict) {
+  HandlerChain::Id add_async_handler(int priority, RouteHandler handler, RouteFilter filter);
+  Error resume(RouteKey key, const Verdict& verdict, const RouteChanges& changes) {
     if (closed_) return ErrorCode::gone;
-    const Error error = proxy_.resume(key, verdict, loop_->fresh_now_ms());
+    const Error error = proxy_.resume(key, verdict, loop_->fresh_now_ms(), changes);
+    rearm();
+    return error;
+  }
+  Error send(const Outgoing& outgoing, Agent::SentHandler done) {
+    if (closed_) return ErrorCode::closed;
+    const Error error = proxy_.send(outgoing, loop_->fresh_now_ms(), std::move(done));
     rearm();
     return error;
   }
@@ -216,6 +201,7 @@ class ServerCore final : public TransportReceiver,
   }
 
   Verdict run_in_pool(const std::shared_ptr<RouteHandler>& handler, const RouteRequest& request);
+  static Verdict run_guarded(const RouteHandler& handler, const RouteRequest& request);
   StartError listen(const ListenerSettings& listener);
   OwnDomains own_domains() const;
   void load_bindings();
@@ -229,6 +215,7 @@ class ServerCore final : public TransportReceiver,
   std::unique_ptr<Loop> loop_;
   Transports transports_;
   std::unique_ptr<UserDirectory> users_;
+  std::unique_ptr<UserDirectory> previous_users_;  ///< a handler that calls reload may look at it
   Registrar registrar_;
   Proxy proxy_;
   Offload offload_;
@@ -326,19 +313,35 @@ inline OwnDomains ServerCore::own_domains() const {
 inline void ServerCore::reload(const Settings& settings) {
   auto users = make_users(settings);
   proxy_.reload(settings, *users);
-  users_ = std::move(users);
+  previous_users_ = std::exchange(users_, std::move(users));
   registrar_.set_options(registrar_options(settings));
   settings_ = settings;
   proxy_.set_domains(own_domains());
   rearm();
 }
 
-inline HandlerChain::Id ServerCore::add_async_handler(int priority, RouteHandler handler) {
+inline HandlerChain::Id ServerCore::add_async_handler(int priority, RouteHandler handler,
+                                                      RouteFilter filter) {
   const auto shared = std::make_shared<RouteHandler>(std::move(handler));
-  return proxy_.handlers().add(priority, [this, shared](const RouteRequest& request) {
-    if (!settings_.message.async_process) return (*shared)(request);
-    return run_in_pool(shared, request);
-  });
+  return proxy_.handlers().add(
+      priority, [this, shared, filter = std::move(filter)](const RouteRequest& request) {
+        if (filter && !filter(request)) return Verdict::next();
+        if (!settings_.message.async_process) return run_guarded(*shared, request);
+        return run_in_pool(shared, request);
+      });
+}
+
+/// What a handler throws costs its own message a 500 and nothing else.
+inline Verdict ServerCore::run_guarded(const RouteHandler& handler, const RouteRequest& request) {
+#if defined(__cpp_exceptions)
+  try {
+    return handler(request);
+  } catch (...) {
+    return Verdict::reject(500);
+  }
+#else
+  return handler(request);
+#endif
 }
 
 /// The handler answers from a thread of the pool; the order of one sender's messages to one
@@ -349,10 +352,10 @@ inline Verdict ServerCore::run_in_pool(const std::shared_ptr<RouteHandler>& hand
   hash.update(request.caller);
   hash.update(std::string_view("\0", 1));
   hash.update(request.called);
-  const auto owned = std::make_shared<OwnedRouteRequest>(request);
-  const auto work = [handler, owned] { return (*handler)(owned->view()); };
-  const auto done = [this, owned](Error error, const Verdict& verdict) {
-    if (!error) static_cast<void>(resume(owned->key, verdict));
+  const auto kept = std::make_shared<KeptRouteRequest>(request);
+  const auto work = [handler, kept] { return run_guarded(*handler, kept->view()); };
+  const auto done = [this, kept](Error error, const Verdict& verdict) {
+    if (!error) static_cast<void>(resume(kept->key(), verdict, kept->changes()));
   };
   if (offload_.run(hash.finish(), work, done)) return Verdict::reject(503);
   return Verdict::later();
@@ -409,6 +412,7 @@ inline void ServerCore::close() {
     const Error error = bindings_file_->write(registrar_.revision(), bindings_text());
     if (error) report_save(error);
   }
+  proxy_.close();
   offload_.close();
   transports_.close();
   loop_->close();
@@ -448,14 +452,35 @@ class Server {
   }
   /// The same for a handler that may take long: it runs in libuv's thread pool where [message]
   /// async_process is on, one message at a time for each pair of sender and recipient.
-  /// The handler must be good for several threads at once.
-  HandlerChain::Id add_async_handler(int priority, RouteHandler handler) {
-    return core_->add_async_handler(priority, std::move(handler));
+  /// The handler must be good for several threads at once; what it throws is a 500. What does not
+  /// pass `filter` it is not asked about, and goes on without waiting for a thread.
+  HandlerChain::Id add_async_handler(int priority, RouteHandler handler,
+                                     RouteFilter filter = nullptr) {
+    return core_->add_async_handler(priority, std::move(handler), std::move(filter));
   }
   /// False where it was removed already.
   bool remove_handler(HandlerChain::Id id) { return core_->proxy().handlers().remove(id); }
-  /// The verdict promised under that key. `gone` where its deadline is over.
-  Error resume(RouteKey key, const Verdict& verdict) { return core_->resume(key, verdict); }
+  /// The verdict promised under that key, with the changes of KeptRouteRequest where there are any.
+  /// `gone` where its deadline is over.
+  Error resume(RouteKey key, const Verdict& verdict, const RouteChanges& changes = {}) {
+    return core_->resume(key, verdict, changes);
+  }
+
+  /// Sends a message to the bindings of the user that `outgoing.to` names, or to the one binding
+  /// whose contact `outgoing.request_uri` is, as any other message is relayed; handlers are not
+  /// asked. See Proxy::send. `done` is called exactly once, from inside `close` at the latest.
+  Error send(const Outgoing& outgoing, Agent::SentHandler done) {
+    return core_->send(outgoing, std::move(done));
+  }
+  /// Whom to ask about messages to known users that nobody took: to keep them, or to send them
+  /// elsewhere.
+  void on_undelivered(UndeliveredHandler handler) {
+    core_->proxy().on_undelivered(std::move(handler));
+  }
+  /// Whom to tell of phones that register and unregister.
+  void on_registration(RegistrationHandler handler) {
+    core_->proxy().on_registration(std::move(handler));
+  }
 
   void on_log(LogHandler handler) { core_->on_log(std::move(handler)); }
   /// Whom to show every message, in or out. It looks on: it must not call this Server from there.

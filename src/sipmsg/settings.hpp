@@ -89,6 +89,9 @@ struct MessageSettings {
   std::uint32_t max_pending = 1000;  ///< messages that wait for handlers
 };
 
+/// In which form handlers get a body that is no text, as parameter `xsip_body`.
+enum class BodyEncoding : std::uint8_t { base64, hex, hexs, raw };
+
 /// One user of regfile.conf.
 struct UserSettings {
   std::string name;
@@ -121,6 +124,9 @@ struct Settings {
   std::uint32_t max_transactions = 100000;
   bool options_enable = true;
   std::uint32_t route_priority = 100;  ///< of the users of regfile.conf among the handlers
+  BodyEncoding body_encoding = BodyEncoding::base64;
+  bool initial_headers = false;  ///< handlers get the headers of transport too
+  bool generate = false;         ///< applications may send messages by `xsip.generate`
   DigestOptions digest = detail::default_digest();
   TransportSettings transport;
   TimerSettings timers;
@@ -279,6 +285,12 @@ inline constexpr IniKeyword setting_types[] = {
     {"tcp", static_cast<std::int64_t>(Transport::tcp)},
 };
 inline constexpr IniKeyword setting_auth_codes[] = {{"401", 401}, {"407", 407}};
+inline constexpr IniKeyword setting_body_encodings[] = {
+    {"base64", static_cast<std::int64_t>(BodyEncoding::base64)},
+    {"hex", static_cast<std::int64_t>(BodyEncoding::hex)},
+    {"hexs", static_cast<std::int64_t>(BodyEncoding::hexs)},
+    {"raw", static_cast<std::int64_t>(BodyEncoding::raw)},
+};
 
 }  // namespace detail
 
@@ -329,6 +341,9 @@ inline const auto& setting_keys() {
       detail::SettingRow<&S::transport, &T::max_connections_per_address>::number("general", "max_connections_per_address", 1, 1000000),
       detail::SettingRow<&S::digest, &DigestOptions::max_remembered_nonces>::number("general", "max_nonces", 8, 10000000),
       detail::SettingRow<&S::trace>::boolean("general", "printmsg"),
+      detail::SettingRow<&S::body_encoding>::keyword("general", "body_encoding", detail::setting_body_encodings, OutOfRange::use_default),
+      detail::SettingRow<&S::initial_headers>::boolean("general", "initial_headers"),
+      detail::SettingRow<&S::generate>::boolean("general", "generate"),
       detail::SettingRow<&S::registrar, &R::enable>::boolean("general", "registrar"),
       detail::SettingRow<&S::options_enable>::boolean("general", "options"),
 
@@ -374,9 +389,6 @@ inline const auto& setting_keys() {
       no_effect("general", "tcp_keepalive_first", "the first keep-alive comes after tcp_keepalive, like every other"),
       no_effect("general", "auth_foreign", "nonces of others are never accepted"),
       no_effect("general", "auth_copy_headers", modules),
-      no_effect("general", "body_encoding", modules),
-      no_effect("general", "initial_headers", modules),
-      no_effect("general", "generate", modules),
       no_effect("general", "async_generic", "methods other than MESSAGE, REGISTER and OPTIONS are not served"),
       no_effect("general", "warn_no_default_udp_transport", "there is no default transport"),
       no_effect("general", "flags", "they are for broken calls"),

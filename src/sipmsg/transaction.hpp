@@ -46,6 +46,8 @@ class Sink {
   /// Whether a TCP connection to that address is open, so that a message too large for UDP can take
   /// it (RFC 3261 18.1.1).
   virtual bool has_stream_to(const SocketAddress&) const { return false; }
+  /// The name of the listener through which messages of that flow come; empty where it has none.
+  virtual std::string_view listener_name(const Flow&) const { return {}; }
 
  protected:
   ~Sink() = default;

@@ -114,6 +114,10 @@ class Transports final : public Sink, private TcpReceiver {
   bool has_stream_to(const SocketAddress& remote) const override {
     return tcp_.has_connection_to(remote);
   }
+  std::string_view listener_name(const Flow& flow) const override {
+    const Listener* listener = listener_of(flow);
+    return listener == nullptr ? std::string_view() : std::string_view(listener->name);
+  }
   /// Whether that TCP connection is open, or opening.
   bool is_open(std::uint32_t socket) const { return tcp_.is_open(socket); }
   /// Closes one TCP connection after what was sent on it has gone out.

@@ -146,6 +146,7 @@ inline std::string_view default_reason_phrase(int code) {
     case 416: return "Unsupported URI Scheme";
     case 420: return "Bad Extension";
     case 423: return "Interval Too Brief";
+    case 440: return "Max-Breadth Exceeded";
     case 480: return "Temporarily Unavailable";
     case 481: return "Call/Transaction Does Not Exist";
     case 482: return "Loop Detected";
