@@ -80,9 +80,9 @@ bool Engine::unwatch(Id id) {
   return true;
 }
 
-bool Engine::is_wanted(std::string_view name) const {
+bool Engine::is_wanted(std::string_view name, std::string_view owner) const {
   for (const Entry& entry : entries_) {
-    if (entry.name == name) return true;
+    if (entry.name == name && entry.owner != owner) return true;
   }
   for (const Watch& watch : watches_) {
     if (watch.name.empty() || watch.name == name) return true;
@@ -125,10 +125,11 @@ void Engine::go_on(const std::shared_ptr<Walk>& walk) {
       bool handled = false;
     };
     const auto asking = std::make_shared<Asking>();
-    (*handler)(walk->message, [this, walk, asking](bool handled) {
+    const std::weak_ptr<char> alive = alive_;
+    (*handler)(walk->message, [this, alive, walk, asking](bool handled) {
       if (std::exchange(asking->answered, true)) return;
       asking->handled = handled;
-      if (asking->inside) return;
+      if (asking->inside || alive.expired()) return;
       if (handled) return finish(*walk, true);
       go_on(walk);
     });

@@ -24,6 +24,8 @@ struct Table {
   std::vector<std::vector<std::optional<std::string>>> rows;
 };
 
+class RouteMessage;
+
 /// One message. Names of parameters compare octet by octet; of several with one name the first
 /// counts.
 class Message {
@@ -49,6 +51,9 @@ class Message {
   std::string get_or(std::string_view name, std::string_view otherwise = {}) const {
     return get(name).value_or(std::string(otherwise));
   }
+
+  /// The MESSAGE of a phone that this is; null for every other message.
+  virtual RouteMessage* as_route() { return nullptr; }
 
   std::string return_value;
   std::uint64_t created_unix_s = 0;
@@ -88,9 +93,14 @@ using Handler = std::function<void(const MessagePointer& message, Answer answer)
 using Predicate = std::function<bool(const Message&)>;
 using Watcher = std::function<void(const Message& message, bool handled)>;
 
+/// Whoever has not answered when the Engine is destroyed is not heard any more.
 class Engine {
  public:
   using Id = std::uint32_t;
+
+  Engine() = default;
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   /// `owner` names the module in the parameter `handlers`. Only messages that pass `filter` (null:
   /// all) are offered. The id is for `uninstall`, and never 0.
@@ -103,8 +113,8 @@ class Engine {
   Id watch(std::string name, Watcher watcher);
   bool unwatch(Id id);
 
-  /// Whether a message of that name would be seen by anybody.
-  bool is_wanted(std::string_view name) const;
+  /// Whether a message of that name would be seen by anybody but the handlers of `owner`.
+  bool is_wanted(std::string_view name, std::string_view owner = {}) const;
 
   /// Offers the message to its handlers; `done` is called once, maybe from inside this call. Legal
   /// inside: everything, dispatching other messages too.
@@ -134,6 +144,7 @@ class Engine {
   std::vector<Entry> entries_;  ///< by priority, then by id
   std::vector<Watch> watches_;
   Id last_id_ = 0;
+  std::shared_ptr<char> alive_ = std::make_shared<char>();  ///< weakly held by answers
 };
 
 }  // namespace modules

@@ -174,6 +174,18 @@ class Proxy : public TransactionUser, private RelayUser {
   /// returns. Nothing may be called afterwards.
   void close();
 
+  /// Whether a message to that name could ever find somebody.
+  bool is_known(std::string_view name) const;
+  /// Calls `use(const Binding&)` on the user's own bindings; where no user has that name, on those
+  /// of all who list it as an alternative. `use` may not change them.
+  template <class Use>
+  void for_each_binding(std::string_view name, std::uint64_t now_ms, Use use) const {
+    const bool is_own = registrar_.count(name, now_ms) > 0 || users_->find(name) != nullptr;
+    if (is_own) return registrar_.for_each(name, now_ms, use);
+    users_->for_each_alternative(
+        name, [&](const UserSettings& user) { registrar_.for_each(user.name, now_ms, use); });
+  }
+
   const ServerCounters& counters() const { return counters_; }
   std::size_t transactions() const { return layer_.size(); }
   /// How many messages are on their way to their recipients.
@@ -278,7 +290,6 @@ class Proxy : public TransactionUser, private RelayUser {
   void add_bindings(std::string_view name);
   void add_uri(std::string_view text);
   void add_target(const RelayTarget& target);
-  bool is_known(std::string_view name) const;
 
   // RelayUser
   inline bool on_undelivered(const RelayRequest& request, int code) override;
@@ -768,35 +779,23 @@ inline bool Proxy::alter(Asked& asked, Message& altered) {
   return false;
 }
 
-/// The user's own bindings; where no user has that name, those of all who list it as an
-/// alternative.
 inline void Proxy::add_bindings(std::string_view name) {
-  const std::size_t before = target_count_;
-  const auto add = [this](const Binding& binding) {
+  for_each_binding(name, now_ms_, [this](const Binding& binding) {
     add_target({binding.request_uri, binding.path, binding.flow});
-  };
-  registrar_.for_each(name, now_ms_, add);
-  if (target_count_ > before || users_->find(name) != nullptr) return;
-  users_->for_each_alternative(
-      name, [&](const UserSettings& user) { registrar_.for_each(user.name, now_ms_, add); });
+  });
 }
 
 inline void Proxy::add_uri(std::string_view text) {
   const auto uri = parse_uri(text);
   if (!uri) return add_bindings(text);  // a bare user name
   if (uri->scheme != UriScheme::sip) return;
-  if (domains_.contains(uri->host)) {
-    return add_bindings(ShortText::unescaped(uri->user).view());
-  }
-  const auto ip = parse_ip(uri->host);
-  if (!ip) return;
-  Flow flow;
-  flow.transport =
-      parse_transport(uri->parameter("transport").value_or("udp")).value_or(Transport::udp);
-  flow.remote.ip = *ip;
-  flow.remote.port = uri->port != 0 ? uri->port : std::uint16_t{5060};
+  const ShortText user = ShortText::unescaped(uri->user);
+  if (domains_.contains(uri->host) && is_known(user.view())) return add_bindings(user.view());
+  // A phone may share our address, and its contact then has our domain and a name of its own.
+  const auto flow = detail::flow_to(*uri);
+  if (!flow) return;
   // Headers may not stand in a Request-URI (RFC 3261 19.1.1).
-  add_target({text.substr(0, text.find('?')), {}, flow});
+  add_target({text.substr(0, text.find('?')), {}, *flow});
 }
 
 /// Each only once (RFC 3261 16.5). There is one place more than may be used, by which RelaySet sees
@@ -842,8 +841,15 @@ inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::
   request.max_forwards = settings_.max_forwards;
   target_count_ = 0;
   const ShortText user = ShortText::unescaped(to->uri.user);
-  outgoing.request_uri.empty() ? add_bindings(user.view())
-                               : add_binding(user.view(), outgoing.request_uri);
+  if (outgoing.next_hop) {
+    const bool has_uri = !outgoing.request_uri.empty();
+    add_target(
+        {has_uri ? std::string_view(outgoing.request_uri) : to->uri.text, {}, *outgoing.next_hop});
+  } else if (outgoing.request_uri.empty()) {
+    add_bindings(user.view());
+  } else {
+    add_binding(user.view(), outgoing.request_uri);
+  }
   if (target_count_ == 0) {
     own.refused_with = is_known(user.view()) ? settings_.message.offline_code : 404;
   } else {

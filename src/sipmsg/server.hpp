@@ -472,6 +472,13 @@ class Server {
   Error send(const Outgoing& outgoing, Agent::SentHandler done) {
     return core_->send(outgoing, std::move(done));
   }
+  /// Whether there is such a user, be it under another name.
+  bool is_known(std::string_view user) const { return core_->proxy().is_known(user); }
+  /// Calls `use(const Binding&)` on every binding of that user, which must not call this Server.
+  template <class Use>
+  void for_each_binding(std::string_view user, Use use) const {
+    core_->proxy().for_each_binding(user, core_->loop().now_ms(), use);
+  }
   /// Whom to ask about messages to known users that nobody took: to keep them, or to send them
   /// elsewhere.
   void on_undelivered(UndeliveredHandler handler) {

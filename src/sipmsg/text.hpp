@@ -189,6 +189,21 @@ class UnescapedOctets {
   std::size_t position_ = 0;
 };
 
+/// Writes every octet that is not of that class as % and two hexadecimal digits.
+inline std::string escape(std::string_view text, std::uint8_t allowed) {
+  constexpr std::string_view digits = "0123456789ABCDEF";
+  std::string out;
+  for (char c : text) {
+    const auto octet = static_cast<unsigned char>(c);
+    if (is_char(c, allowed)) {
+      out += c;
+    } else {
+      out += {'%', digits[octet >> 4], digits[octet & 15]};
+    }
+  }
+  return out;
+}
+
 inline std::string unescape(std::string_view text) {
   std::string result;
   result.reserve(text.size());

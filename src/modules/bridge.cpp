@@ -1,0 +1,271 @@
+// bridge: see bridge.hpp.
+#include "bridge.hpp"
+
+#include <ctime>
+#include <utility>
+#include <vector>
+
+namespace modules {
+
+using sipmsg::Verdict;
+
+namespace {
+
+constexpr std::string_view users_module = "regfile";
+constexpr std::string_view sip_module = "sip";
+constexpr std::string_view driver = "sip/";
+/// Yate's for its SIP channel among the handlers of msg.execute.
+constexpr int sip_priority = 100;
+/// Before every handler that the server itself might have.
+constexpr int before_all = INT32_MIN + 1;
+
+std::uint64_t unix_now_s() { return static_cast<std::uint64_t>(std::time(nullptr)); }
+
+/// What Yate's engine calls true.
+bool is_true(const std::optional<std::string>& text) {
+  return text && sipmsg::parse_boolean(*text).value_or(false);
+}
+
+bool is_false(const std::optional<std::string>& text) {
+  return text && !sipmsg::parse_boolean(*text).value_or(true);
+}
+
+}  // namespace
+
+// ---- a MESSAGE with its parameters
+
+std::optional<std::string> RouteMessage::get(std::string_view name) const {
+  return request_.view().parameter(name);
+}
+void RouteMessage::set(std::string_view name, std::string_view value) {
+  request_.view().set_parameter(name, value);
+}
+void RouteMessage::clear(std::string_view name) { request_.view().clear_parameter(name); }
+void RouteMessage::for_each(const Use& use) const { request_.view().for_each_parameter(use); }
+
+// ---- what arrives
+
+/// One MESSAGE until its verdict is known.
+struct Bridge::Routing {
+  std::shared_ptr<RouteMessage> message;
+  bool is_inside = true;                ///< the server's handler has not returned yet
+  std::optional<Verdict> verdict;       ///< that was found until then
+  const sipmsg::RouteRequest* request;  ///< while inside
+};
+
+Bridge::Bridge(sipmsg::Server& server, Engine& engine, const sipmsg::Settings& settings)
+    : server_(server), engine_(engine), realm_(settings.digest.realm) {
+  handler_ = server_.add_handler(
+      before_all, [this](const sipmsg::RouteRequest& request) { return on_route(request); });
+  users_ = engine_.install(std::string(users_module), "call.route",
+                           static_cast<int>(settings.route_priority),
+                           [this](const MessagePointer& message, const Answer& answer) {
+                             answer(route_to_user(*message));
+                           });
+  const auto send_it = [this](const MessagePointer& message, Answer answer) {
+    send(message, std::move(answer));
+  };
+  execute_ = engine_.install(std::string(sip_module), "msg.execute", sip_priority, send_it);
+  if (settings.generate) {
+    generate_ = engine_.install(std::string(sip_module), "xsip.generate", sip_priority, send_it);
+  }
+  server_.on_registration(
+      [this](const sipmsg::RegistrationEvent& event) { on_registration(event); });
+}
+
+Bridge::~Bridge() {
+  server_.remove_handler(handler_);
+  server_.on_registration(nullptr);
+  for (const Engine::Id id : {users_, execute_, generate_}) engine_.uninstall(id);
+}
+
+Verdict Bridge::on_route(const sipmsg::RouteRequest& request) {
+  const bool wanted =
+      engine_.is_wanted("call.route", users_module) || engine_.is_wanted("msg.execute", sip_module);
+  if (!wanted) return Verdict::next();
+  const auto routing = std::make_shared<Routing>();
+  routing->message = std::make_shared<RouteMessage>(request);
+  routing->message->created_unix_s = unix_now_s();
+  routing->request = &request;
+  engine_.dispatch(routing->message,
+                   [this, routing](bool handled) { on_routed(routing, handled); });
+  routing->is_inside = false;
+  return routing->verdict.value_or(Verdict::later());
+}
+
+/// The users route as one of the handlers, so a message that came to nobody there goes nowhere; but
+/// a known one who is offline is still the server's to answer for.
+void Bridge::on_routed(const RoutingPointer& routing, bool handled) {
+  RouteMessage& message = *routing->message;
+  if (!handled) {
+    if (message.get("error") == "offline" && !sipmsg::refusal_asked_for(message.request().view())) {
+      return finish(routing, Verdict::forward({}));
+    }
+    const auto code = sipmsg::refusal_asked_for(message.request().view());
+    return finish(routing, Verdict::reject(code.value_or(404)));
+  }
+  const bool by_users =
+      !message.return_value.empty() && message.users_target == message.return_value;
+  Verdict verdict = by_users
+                        ? Verdict::forward({})
+                        : sipmsg::verdict_of(true, message.return_value, message.request().view());
+  if (verdict.kind() != Verdict::Kind::forward) return finish(routing, std::move(verdict));
+  execute(routing, std::move(verdict));
+}
+
+/// A target was found: `error` and `reason` on the way there count no longer (as in Yate), and
+/// handlers of msg.execute may take the message instead of us.
+void Bridge::execute(const RoutingPointer& routing, Verdict verdict) {
+  RouteMessage& message = *routing->message;
+  for (std::string_view name : {"error", "reason"}) {
+    if (message.get(name)) message.clear(name);
+  }
+  if (!engine_.is_wanted("msg.execute", sip_module)) return finish(routing, std::move(verdict));
+  message.set("callto", message.return_value);
+  message.rename("msg.execute");
+  message.return_value.clear();
+  engine_.dispatch(routing->message, [this, routing, verdict](bool handled) {
+    const RouteMessage& executed = *routing->message;
+    if (executed.is_sent) return finish(routing, verdict);
+    const auto refused = sipmsg::refusal_asked_for(executed.request().view());
+    if (!handled || refused) return finish(routing, Verdict::reject(refused.value_or(405)));
+    const auto number = sipmsg::status_of_reason(executed.return_value);
+    finish(routing, number && *number >= 300 ? Verdict::reject(*number)
+                                             : Verdict::accept(number.value_or(200)));
+  });
+}
+
+void Bridge::finish(const RoutingPointer& routing, Verdict verdict) {
+  const sipmsg::KeptRouteRequest& request = routing->message->request();
+  if (!routing->is_inside) {
+    // Gone where its deadline is over; then its sender has an answer already.
+    static_cast<void>(server_.resume(request.key(), verdict, request.changes()));
+    return;
+  }
+  routing->request->changes->apply(request.changes());
+  routing->verdict = std::move(verdict);
+}
+
+// ---- the users of regfile.conf
+
+/// As Yate's regfile module: a bound user is a target, several are a fork; a known user who is
+/// offline is said to be so and left to other handlers.
+bool Bridge::route_to_user(Message& message) const {
+  const std::string called = message.get_or("called");
+  if (called.empty() || is_false(message.get("route_regfile"))) return false;
+  std::vector<std::string> targets;
+  server_.for_each_binding(called, [&](const sipmsg::Binding& binding) {
+    targets.push_back(std::string(driver) + std::string(binding.request_uri));
+  });
+  if (targets.empty()) {
+    if (server_.is_known(called)) message.set("error", "offline");
+    return false;
+  }
+  message.return_value = targets.front();
+  if (targets.size() > 1) {
+    message.return_value = "fork";
+    for (std::size_t i = 0; i < targets.size(); ++i) {
+      message.set("callto." + std::to_string(i + 1), targets[i]);
+    }
+  }
+  if (RouteMessage* route = message.as_route()) route->users_target = message.return_value;
+  return true;
+}
+
+// ---- what applications send
+
+namespace {
+
+/// The sender: `sip_from` as a header has it, or `caller` and `domain`.
+std::string sender_of(const Message& message, const std::string& realm) {
+  for (std::string_view name : {"sip_From", "sip_from"}) {
+    if (const auto from = message.get(name)) {
+      const auto parsed = sipmsg::parse_name_addr(*from);
+      if (parsed) return std::string(parsed->uri.text);
+    }
+  }
+  const std::string user = message.get_or("user", message.get_or("caller", "anonymous"));
+  return "sip:" + sipmsg::escape(user, sipmsg::char_user) + "@" + message.get_or("domain", realm);
+}
+
+/// The headers that `sip_NAME` parameters ask for, but for those which every message has of its
+/// own.
+void add_headers(const Message& message, sipmsg::Outgoing& outgoing) {
+  message.for_each([&](std::string_view name, std::string_view value) {
+    const std::string_view header = sipmsg::detail::header_to_set(name, "sip_");
+    const sipmsg::HeaderId id = sipmsg::header_id(header);
+    const bool is_own = header.empty() || id == sipmsg::HeaderId::content_type ||
+                        id == sipmsg::HeaderId::user_agent || name == "sip_uri" ||
+                        name == "sip_callid";
+    if (is_own || value.find_first_of("\r\n") != std::string_view::npos) return;
+    outgoing.headers.emplace_back(sipmsg::detail::header_spelling(header), value);
+  });
+}
+
+}  // namespace
+
+/// A message of an application's own. Without `wait` it counts as handled when it is on its way;
+/// with it, `code` is the recipient's answer and only a 2xx is handled. One of a phone is on its
+/// way through `execute` and is sent there.
+void Bridge::send(const MessagePointer& message, Answer answer) {
+  if (RouteMessage* route = message->as_route()) {
+    route->is_sent = true;
+    return answer(true);
+  }
+  std::string target = message->get_or("callto", message->get_or("called"));
+  if (target.substr(0, driver.size()) == driver) target.erase(0, driver.size());
+  const bool is_uri = sipmsg::parse_uri(target).ok();
+  sipmsg::Outgoing outgoing;
+  outgoing.to = is_uri ? target : "sip:" + sipmsg::escape(target, sipmsg::char_user) + "@" + realm_;
+  outgoing.from = sender_of(*message, realm_);
+  outgoing.content_type = message->get_or("xsip_type", "text/plain;charset=utf-8");
+  auto body = sipmsg::detail::decode_body(message->get_or("xsip_body"),
+                                          message->get_or("xsip_body_encoding"));
+  if (!body || target.empty()) {
+    message->set("error", target.empty() ? "noroute" : "invalid-message");
+    return answer(false);
+  }
+  outgoing.body = std::move(body).value();
+  add_headers(*message, outgoing);
+  const bool waits = is_true(message->get("wait"));
+  const auto shared = std::make_shared<Answer>(std::move(answer));
+  const sipmsg::Error error =
+      server_.send(outgoing, [message, waits, shared](const sipmsg::Outcome& outcome) {
+        if (!waits) return;
+        message->set("code", std::to_string(outcome.error ? 503 : outcome.code));
+        message->set("reason", outcome.reason);
+        (*shared)(outcome.ok());
+      });
+  if (error) {
+    message->set("error", error.name());
+    return (*shared)(false);
+  }
+  if (!waits) (*shared)(true);
+}
+
+// ---- phones that come and go
+
+void Bridge::on_registration(const sipmsg::RegistrationEvent& event) {
+  const bool is_gone = event.kind == sipmsg::RegistrationEvent::Kind::removed;
+  const char* name = is_gone ? "user.unregister" : "user.register";
+  if (!engine_.is_wanted(name)) return;
+  const auto message = std::make_shared<ListMessage>(name);
+  message->created_unix_s = unix_now_s();
+  message->add("module", std::string(sip_module));
+  message->add("number", std::string(event.user));
+  message->add("username", std::string(event.user));
+  message->add("driver", std::string(sip_module));
+  message->add("data", std::string(driver) + std::string(event.contact));
+  message->add("sip_to", std::string(event.contact));
+  if (!event.user_agent.empty()) message->add("device", std::string(event.user_agent));
+  if (!is_gone) {
+    message->add("expires", std::to_string(event.expires_s));
+    message->add("ip_host", to_text(event.flow.remote.ip));
+    message->add("ip_port", std::to_string(event.flow.remote.port));
+    message->add("ip_transport", std::string(transport_name(event.flow.transport)));
+    message->add("address", to_text(event.flow.remote));
+  }
+  engine_.dispatch(message, nullptr);
+}
+
+}  // namespace modules

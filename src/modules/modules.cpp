@@ -1,0 +1,96 @@
+// modules: see modules.hpp. The one list of them; SIPMSG_WITH_NAME comes from Meson.
+#include "modules.hpp"
+
+#include <utility>
+
+#ifdef SIPMSG_WITH_REGEXROUTE
+#include "regexroute.hpp"
+#endif
+#ifdef SIPMSG_WITH_EXTMODULE
+#include "extmodule.hpp"
+#endif
+#ifdef SIPMSG_WITH_JAVASCRIPT
+#include "javascript.hpp"
+#endif
+#ifdef SIPMSG_WITH_SQLITE
+#include "database_sqlite.hpp"
+#endif
+#ifdef SIPMSG_WITH_MYSQL
+#include "database_mysql.hpp"
+#endif
+#ifdef SIPMSG_WITH_OFFLINE
+#include "offline.hpp"
+#endif
+
+namespace modules {
+
+namespace {
+
+std::vector<std::unique_ptr<Module>> make_modules() {
+  std::vector<std::unique_ptr<Module>> modules;
+#ifdef SIPMSG_WITH_SQLITE
+  modules.push_back(make_sqlitedb());
+#endif
+#ifdef SIPMSG_WITH_MYSQL
+  modules.push_back(make_mysqldb());
+#endif
+#ifdef SIPMSG_WITH_OFFLINE
+  modules.push_back(make_offline());
+#endif
+#ifdef SIPMSG_WITH_REGEXROUTE
+  modules.push_back(make_regexroute());
+#endif
+#ifdef SIPMSG_WITH_EXTMODULE
+  modules.push_back(make_extmodule());
+#endif
+#ifdef SIPMSG_WITH_JAVASCRIPT
+  modules.push_back(make_javascript());
+#endif
+  return modules;
+}
+
+}  // namespace
+
+std::string module_names() {
+  std::string names;
+  for (const auto& module : make_modules()) {
+    if (!names.empty()) names += ' ';
+    names += module->name();
+  }
+  return names.empty() ? "none" : names;
+}
+
+Modules::Modules() : modules_(make_modules()) {}
+
+bool Modules::load(const std::string& directory, sipmsg::Diagnostics& diagnostics) {
+  bool usable = true;
+  for (const auto& module : modules_) {
+    if (!module->load(directory, diagnostics)) usable = false;
+  }
+  return usable;
+}
+
+void Modules::start(uv_loop_t* loop, sipmsg::Server& server, const sipmsg::Settings& settings,
+                    sipmsg::LogHandler log) {
+  for (const auto& module : modules_) {
+    if (!module->is_enabled()) continue;
+    if (!bridge_) bridge_ = std::make_unique<Bridge>(server, engine_, settings);
+    const auto named = [log, name = std::string(module->name())](sipmsg::Severity severity,
+                                                                 std::string_view text) {
+      log(severity, name + ": " + std::string(text));
+    };
+    contexts_.push_back(std::make_unique<Context>(Context{loop, server, engine_, named}));
+    module->start(*contexts_.back());
+  }
+}
+
+/// Those that answer for others go last.
+void Modules::stop() {
+  for (auto module = modules_.rbegin(); module != modules_.rend(); ++module) {
+    if ((*module)->is_enabled()) (*module)->stop();
+  }
+  modules_.clear();
+  bridge_.reset();
+}
+
+}  // namespace modules
