@@ -101,19 +101,15 @@ std::optional<std::uint64_t> OfflineIndex::being_written(const std::string& iden
   return found->second;
 }
 
-std::uint64_t OfflineIndex::next(const std::string& user, std::uint64_t after) const {
+std::uint64_t OfflineIndex::next(const std::string& user, std::uint64_t phone) const {
   const auto found = users_.find(user);
   if (found == users_.end()) return 0;
-  for (auto id = found->second.upper_bound(after); id != found->second.end(); ++id) {
-    if (!entries_.at(*id).is_refused) return *id;
+  for (const std::uint64_t id : found->second) {
+    const Entry& entry = entries_.at(id);
+    const bool is_refused = entry.refused_by != 0 && entry.refused_by == phone;
+    if (!is_refused && !entry.is_held) return id;
   }
   return 0;
-}
-
-void OfflineIndex::forget_refusals(const std::string& user) {
-  const auto found = users_.find(user);
-  if (found == users_.end()) return;
-  for (const std::uint64_t id : found->second) entries_.at(id).is_refused = false;
 }
 
 std::vector<std::uint64_t> OfflineIndex::take_expired(std::int64_t now_s) {

@@ -52,9 +52,9 @@ class OfflineIndex {
     std::uint64_t octets = 0;
     std::int64_t kept_s = 0;
     std::int64_t expires_s = 0;
-    bool is_written = false;  ///< false: not accepted yet
-    bool is_held = false;     ///< being delivered: neither expires nor is given out again
-    bool is_refused = false;  ///< for good, by the phone it was last offered to
+    bool is_written = false;       ///< false: not accepted yet
+    bool is_held = false;          ///< being delivered: neither expires nor is given out again
+    std::uint64_t refused_by = 0;  ///< the phone that will never take it; 0: none said so
   };
 
   explicit OfflineIndex(const OfflineLimits& limits = {}) : limits_(limits) {}
@@ -80,13 +80,10 @@ class OfflineIndex {
   const Entry* find(std::uint64_t id) const;
   /// The message of a request that is being written, whose repetition must wait for it as well.
   std::optional<std::uint64_t> being_written(const std::string& identity) const;
-  /// The user's first message that is to be offered behind `after`, 0 for none. Those that a phone
-  /// refused for good are passed over. One that is being written still is the first all the same.
-  std::uint64_t next(const std::string& user, std::uint64_t after) const;
+  /// The user's first message to be offered to that phone, 0 for none: not what the phone has
+  /// refused for good, nor what is being held. One that is being written still counts.
+  std::uint64_t next(const std::string& user, std::uint64_t phone) const;
   bool has(const std::string& user) const { return users_.count(user) != 0; }
-  /// A new phone may take what another one refused.
-  void forget_refusals(const std::string& user);
-
   /// Ids of messages whose time is over, each once: the caller removes them.
   std::vector<std::uint64_t> take_expired(std::int64_t now_s);
   /// When the next one expires; nothing where none will.

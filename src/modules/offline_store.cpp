@@ -100,13 +100,6 @@ void OfflineStore::restore(SpoolContents contents, std::int64_t now_s) {
   }
 }
 
-void OfflineStore::restore(std::vector<KeptMessage> messages) {
-  for (KeptMessage& message : messages) {
-    index_.restore(message, to_file_text(message).size());
-    in_memory_[message.id] = std::move(message);
-  }
-}
-
 // ---- keeping
 
 Keeping OfflineStore::keep(KeptMessage message, std::int64_t now_s, Kept kept) {
@@ -192,11 +185,11 @@ void OfflineStore::report_unreadable(std::uint64_t id, const std::string& why) {
   index_.remove(id, true, 0);
 }
 
-void OfflineStore::give_back(std::uint64_t id, bool is_refused) {
+void OfflineStore::give_back(std::uint64_t id, std::uint64_t refused_by) {
   OfflineIndex::Entry* entry = index_.find(id);
   if (entry == nullptr) return;
   entry->is_held = false;
-  entry->is_refused = is_refused;
+  if (refused_by != 0) entry->refused_by = refused_by;
 }
 
 void OfflineStore::finish(std::uint64_t id, std::int64_t now_s, Finished finished) {

@@ -58,18 +58,16 @@ class OfflineStore {
   Keeping keep(KeptMessage message, std::int64_t now_s, Kept kept);
 
   bool has(const std::string& user) const { return index_.has(user); }
-  /// The first message to be offered to the user behind `after`, 0 for none; and whether it is
-  /// still being written, so that it cannot be taken yet.
-  std::uint64_t next(const std::string& user, std::uint64_t after) const {
-    return index_.next(user, after);
+  /// See OfflineIndex. A message that is not written yet cannot be taken.
+  std::uint64_t next(const std::string& user, std::uint64_t phone) const {
+    return index_.next(user, phone);
   }
   bool is_written(std::uint64_t id) const;
-  void forget_refusals(const std::string& user) { index_.forget_refusals(user); }
 
   /// Reads a message, and holds it: it does not expire until `give_back` or `finish`.
   void take(std::uint64_t id, Taken taken);
-  /// It was not delivered and stays. `is_refused`: and never will be, to that phone.
-  void give_back(std::uint64_t id, bool is_refused);
+  /// It was not delivered and stays; that phone, where it is not 0, will never take it.
+  void give_back(std::uint64_t id, std::uint64_t refused_by = 0);
   /// It was delivered. In memory it is gone at once.
   void finish(std::uint64_t id, std::int64_t now_s, Finished finished);
 
@@ -86,8 +84,6 @@ class OfflineStore {
   /// Everything that is kept in memory, for a store that takes this one's place; empty where there
   /// is a spool. To be called after `close`.
   std::vector<KeptMessage> take_all();
-  /// What such a store begins with. To be called after `open`.
-  void restore(std::vector<KeptMessage> messages);
 
  private:
   void restore(SpoolContents contents, std::int64_t now_s);
