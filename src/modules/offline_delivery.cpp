@@ -143,7 +143,12 @@ Verdict OfflineDelivery::keep(std::vector<KeptMessage> messages, sipmsg::RouteKe
     }
   }
   if (asked->waiting != 0) return Verdict::later();
-  return asked->is_kept ? Verdict::accept(202) : Verdict::reject(asked->refused_with);
+  return verdict_of(*asked);
+}
+
+Verdict OfflineDelivery::verdict_of(const Asked& asked) const {
+  if (asked.is_kept) return Verdict::accept(202);
+  return is_unusable_ ? Verdict::next() : Verdict::reject(asked.refused_with);
 }
 
 void OfflineDelivery::refuse(Asked& asked, Keeping keeping, const KeptMessage& message) {
@@ -161,13 +166,10 @@ void OfflineDelivery::refuse(Asked& asked, Keeping keeping, const KeptMessage& m
 void OfflineDelivery::kept(const KeptMessage& message, Asked& asked, bool is_kept) {
   if (is_kept) {
     asked.is_kept = true;
-  } else {
+  } else if (!is_unusable_) {
     refuse(asked, Keeping::failed, message);
   }
-  if (--asked.waiting == 0) {
-    static_cast<void>(server_.resume(
-        asked.key, asked.is_kept ? Verdict::accept(202) : Verdict::reject(asked.refused_with)));
-  }
+  if (--asked.waiting == 0) static_cast<void>(server_.resume(asked.key, verdict_of(asked)));
   if (!is_open_) return;
   if (is_kept) notify(message, Fate::stored);
   const auto delivery = deliveries_.find(message.user);
@@ -262,7 +264,7 @@ void OfflineDelivery::fail(const std::string& user, std::uint64_t id, const std:
   store_.give_back(id);
   const auto found = deliveries_.find(user);
   Delivery& delivery = found->second;
-  if (!delivery.next_contact.empty() && delivery.next_contact != delivery.contact) {
+  if (!delivery.next_contact.empty()) {
     delivery.contact = std::exchange(delivery.next_contact, {});
     return deliver_next(user);
   }

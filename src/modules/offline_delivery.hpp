@@ -67,6 +67,7 @@ class OfflineDelivery final : public std::enable_shared_from_this<OfflineDeliver
   void opened(bool is_usable, std::vector<KeptMessage> earlier);
   sipmsg::Verdict keep(std::vector<KeptMessage> messages, sipmsg::RouteKey key);
   void kept(const KeptMessage& message, Asked& asked, bool is_kept);
+  sipmsg::Verdict verdict_of(const Asked& asked) const;
   void refuse(Asked& asked, Keeping keeping, const KeptMessage& message);
 
   void deliver_next(const std::string& user);
