@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdio>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -324,4 +325,108 @@ TEST_CASE("a server may be closed inside a handler, with messages under way") {
     fixture.bob->endpoint.close();
     CHECK(fixture.loop.run_dry());
   }
+}
+
+TEST_CASE("what a handler in the pool sets is there for the handlers after it") {
+  Fixture fixture;
+  fixture.bob->enroll(fixture.loop);
+  std::string seen;
+  fixture.server.add_async_handler(50, [](const RouteRequest& request) {
+    request.set_parameter("colour", "red of " + std::string(request.caller));
+    request.set_parameter("xsip_body", "changed in the pool");
+    return Verdict::next();
+  });
+  fixture.server.add_handler(60, [&](const RouteRequest& request) {
+    seen = request.parameter("colour").value_or("(none)");
+    return Verdict::next();
+  });
+  CHECK(fixture.write() == 200);
+  CHECK(seen == "red of alice");
+  CHECK(fixture.bob->received == std::vector<std::string>{"changed in the pool"});
+}
+
+TEST_CASE("what a handler throws is a 500 for its own message and nothing for others") {
+  for (const bool in_pool : {false, true}) {
+    CAPTURE(in_pool);
+    Settings settings = test_settings();
+    settings.message.async_process = in_pool;
+    Fixture fixture(settings);
+    fixture.bob->enroll(fixture.loop);
+    fixture.server.add_async_handler(50, [](const RouteRequest& request) -> Verdict {
+      if (request.body() == "bad") throw std::runtime_error("handler");
+      return Verdict::next();
+    });
+    CHECK(fixture.write("bad") == 500);
+    CHECK(fixture.write("good") == 200);
+  }
+}
+
+TEST_CASE("a message that a filter keeps from a slow handler waits for none of a thousand others") {
+  Settings settings = test_settings();
+  settings.message.max_pending = 1000;
+  Fixture fixture(settings);
+  fixture.bob->enroll(fixture.loop);
+  uv_sem_t gate;
+  REQUIRE(uv_sem_init(&gate, 0) == 0);
+  std::atomic<bool> is_open{false};
+  fixture.server.add_async_handler(
+      50,
+      [&](const RouteRequest&) {
+        if (!is_open) uv_sem_wait(&gate);
+        return Verdict::accept();
+      },
+      [](const RouteRequest& request) { return request.body().substr(0, 4) == "slow"; });
+  constexpr std::size_t slow = 1000;
+  for (std::size_t i = 0; i < slow; ++i) {
+    fixture.alice->write_to("bob", "slow " + std::to_string(i));
+  }
+  fixture.alice->write_to("bob", "quick");
+  REQUIRE(fixture.loop.run_until([&] { return !fixture.alice->answers.empty(); }));
+  CHECK(fixture.alice->answers == std::vector<int>{200});
+  CHECK(fixture.bob->received == std::vector<std::string>{"quick"});
+  is_open = true;
+  for (std::size_t i = 0; i < 8; ++i) uv_sem_post(&gate);
+  REQUIRE(fixture.loop.run_until([&] { return fixture.alice->answers.size() == slow + 1; }));
+  uv_sem_destroy(&gate);
+}
+
+TEST_CASE("a handler in the pool that exceeds its deadline costs its own message a 504") {
+  Settings settings = test_settings();
+  settings.message.handler_deadline_s = 1;
+  Fixture fixture(settings);
+  fixture.bob->enroll(fixture.loop);
+  uv_sem_t gate;
+  REQUIRE(uv_sem_init(&gate, 0) == 0);
+  fixture.server.add_async_handler(50, [&](const RouteRequest& request) {
+    if (request.body() == "hangs") uv_sem_wait(&gate);
+    return Verdict::next();
+  });
+  fixture.alice->write_to("bob", "hangs");
+  fixture.alice->write_to("carol", "passes");
+  REQUIRE(fixture.loop.run_until([&] { return fixture.alice->answers.size() == 2; }));
+  CHECK(fixture.alice->answers == std::vector<int>{405, 504});
+  uv_sem_post(&gate);
+  CHECK(fixture.write("later") == 200);
+  uv_sem_destroy(&gate);
+}
+
+TEST_CASE("the server sends messages of its own to a user's phones, and tells of their answers") {
+  Fixture fixture;
+  fixture.bob->enroll(fixture.loop);
+  sipmsg::Outgoing outgoing;
+  outgoing.to = "sip:bob@127.0.0.1";
+  outgoing.from = "sip:server@127.0.0.1";
+  outgoing.body = "news";
+  int code = 0;
+  REQUIRE_FALSE(
+      fixture.server.send(outgoing, [&](const sipmsg::Outcome& end) { code = end.code; }));
+  REQUIRE(fixture.loop.run_until([&] { return code != 0; }));
+  CHECK(code == 200);
+  CHECK(fixture.bob->received == std::vector<std::string>{"news"});
+  sipmsg::ErrorCode error{};
+  REQUIRE_FALSE(
+      fixture.server.send(outgoing, [&](const sipmsg::Outcome& end) { error = end.error.code; }));
+  fixture.server.close();
+  CHECK(error == ErrorCode::closed);
+  CHECK(fixture.server.send(outgoing, nullptr).code == ErrorCode::closed);
 }

@@ -1565,6 +1565,7 @@ class LastPacket : public sipmsg::Sink, public sipmsg::ServerLog {
 TEST_CASE("in steady state a message that is relayed, and its answer, cost no allocation") {
   for (const bool authenticated : {false, true}) {
     for (const std::size_t body_size : {20U, 1000U, 3000U}) {
+      const bool is_kept = body_size == 1000;  // for whoever takes what nobody took
       CAPTURE(authenticated);
       CAPTURE(body_size);
       Settings settings = authenticated ? guarded_settings() : plain_settings();
@@ -1577,6 +1578,7 @@ TEST_CASE("in steady state a message that is relayed, and its answer, cost no al
       sipmsg::OwnDomains domains;
       domains.add("example.org");
       proxy.set_domains(domains);
+      if (is_kept) proxy.on_undelivered([](const RouteRequest&, int) { return Verdict::next(); });
 
       std::uint64_t now_ms = 1000000;
       const auto receive = [&](std::string_view text, const Flow& from) {
@@ -1628,4 +1630,310 @@ TEST_CASE("in steady state a message that is relayed, and its answer, cost no al
       CHECK(proxy.transactions() > 100);
     }
   }
+}
+
+// Messages that nobody took.
+
+namespace {
+
+/// A network in which somebody keeps what nobody took; `said` tells what it was asked.
+struct NetworkWithKeeper : Network {
+  explicit NetworkWithKeeper(Verdict verdict) {
+    proxy.on_undelivered([this, verdict](const RouteRequest& request, int code) {
+      said.push_back(std::to_string(code) + " " + std::string(request.caller) + ">" +
+                     std::string(request.called) + " " + std::string(request.body()));
+      key = request.key;
+      return verdict;
+    });
+  }
+  std::vector<std::string> said;
+  RouteKey key;
+};
+
+}  // namespace
+
+TEST_CASE("a message that no binding took is offered to whoever keeps such messages") {
+  struct Row {
+    const char* what;
+    const char* answer;  ///< of the one phone; "" for silence, "-" for no phone
+    const char* said;
+    int without;  ///< the sender's answer where it is not kept
+  };
+  const Row rows[] = {
+      {"offline", "-", "405 alice>bob hello", 405},
+      {"silent", "", "480 alice>bob hello", 480},
+      {"408", "408 Request Timeout", "480 alice>bob hello", 480},
+      {"480", "480 Not Here", "480 alice>bob hello", 480},
+      {"503", "503 Service Unavailable", "503 alice>bob hello", 500},
+      {"415", "415 Unsupported Media Type", "415 alice>bob hello", 415},
+      {"603", "603 Decline", "603 alice>bob hello", 603},
+  };
+  const Verdict verdicts[] = {Verdict::next(), Verdict::accept(202), Verdict::later()};
+  for (const Row& row : rows) {
+    for (const Verdict& verdict : verdicts) {
+      CAPTURE(row.what);
+      CAPTURE(static_cast<int>(verdict.kind()));
+      NetworkWithKeeper network(verdict);
+      const bool is_bound = std::string(row.answer) != "-";
+      if (is_bound) network.bind("bob", bob_contact, bob);
+      network.receive(Request().text(), alice);
+      if (is_bound) {
+        const Packet copy = network.take_one();
+        if (*row.answer != '\0') network.receive(answer_to(copy.text, row.answer), bob);
+        if (*row.answer == '\0') network.wait(30000);
+      }
+      CHECK(network.said == std::vector<std::string>{row.said});
+      if (verdict.kind() == Verdict::Kind::later) {
+        CHECK(network.proxy.waiting() == 1);
+        network.sent.erase(
+            std::remove_if(network.sent.begin(), network.sent.end(),
+                           [](const Packet& packet) { return packet.status() == 0; }),
+            network.sent.end());
+        CHECK(network.sent.empty());
+        CHECK_FALSE(network.proxy.resume(network.key, Verdict::accept(202), network.now_ms));
+      }
+      const Packet answer = network.take().back();
+      CHECK(answer.to() == "192.0.2.10:5060");
+      CHECK(answer.status() == (verdict.kind() == Verdict::Kind::next ? row.without : 202));
+      CHECK(network.proxy.relays() == 0);
+    }
+  }
+}
+
+TEST_CASE("an answer of the recipient that nobody wants to keep goes to the sender as it came") {
+  NetworkWithKeeper network(Verdict::next());
+  network.bind("bob", bob_contact, bob);
+  network.receive(Request().text(), alice);
+  const Packet copy = network.take_one();
+  network.receive(answer_to(copy.text, "488 No Thanks", "X-Why: because\r\n", "text"), bob);
+  const Packet answer = network.take_one();
+  CHECK(start_line(answer.text) == "SIP/2.0 488 No Thanks");
+  CHECK(header_of(answer.text, "X-Why") == "because");
+  CHECK(body_of(answer.text) == "text");
+}
+
+TEST_CASE("nobody is asked about what was delivered, refused before, or meant for nobody") {
+  NetworkWithKeeper network(Verdict::accept());
+  network.bind("bob", bob_contact, bob);
+  network.receive(Request().text(), alice);
+  network.receive(answer_to(network.take_one().text, "200 OK"), bob);
+  CHECK(network.take_one().status() == 200);
+  Request lost = numbered(8);
+  lost.uri = "sip:nobody@example.org";
+  CHECK(network.ask(lost.text(), alice).status() == 404);
+  Request hopeless = numbered(9);
+  hopeless.max_forwards = "0";
+  CHECK(network.ask(hopeless.text(), alice).status() == 483);
+  CHECK(network.said.empty());
+}
+
+TEST_CASE("what nobody took may be sent elsewhere, and is not offered twice") {
+  NetworkWithKeeper network(Verdict::forward({"carol"}));
+  network.receive(Request().text(), alice);
+  CHECK(network.said.size() == 1);
+  CHECK(network.take_one().status() == 405);  // carol is offline, too
+  network.bind("carol", "sip:carol@192.0.2.30", udp("192.0.2.30:5060"));
+  network.receive(numbered(2).text(), alice);
+  CHECK(network.said.size() == 2);
+  CHECK(start_line(network.take_one().text) == "MESSAGE sip:carol@192.0.2.30 SIP/2.0");
+}
+
+TEST_CASE("what is kept is the message as handlers have changed it") {
+  for (const bool is_bound : {false, true}) {
+    CAPTURE(is_bound);
+    NetworkWithKeeper network(Verdict::accept());
+    network.proxy.handlers().add(10, [](const RouteRequest& request) {
+      request.set_parameter("xsip_body", "changed");
+      return Verdict::next();
+    });
+    if (is_bound) network.bind("bob", bob_contact, bob);
+    network.receive(Request().text(), alice);
+    if (is_bound) network.receive(answer_to(network.take_one().text, "480 Away"), bob);
+    REQUIRE(network.said.size() == 1);
+    CHECK(network.said[0].substr(4) == "alice>bob changed");
+  }
+}
+
+// Messages of our own.
+
+namespace {
+
+sipmsg::Outgoing own_message() {
+  sipmsg::Outgoing outgoing;
+  outgoing.to = "sip:bob@example.org";
+  outgoing.from = "\"Us\" <sip:us@example.org>";
+  outgoing.body = "news";
+  outgoing.headers = {{"Date", "Sat, 13 Nov 2010 23:29:00 GMT"}};
+  return outgoing;
+}
+
+}  // namespace
+
+TEST_CASE("a message of our own goes to every binding, and its end is told once") {
+  struct Row {
+    const char* first;
+    const char* second;
+    int code;
+  };
+  const Row rows[] = {
+      {"200 OK", "480 Away", 200},
+      {"480 Away", "200 OK", 200},
+      {"480 Away", "486 Busy", 480},
+      {"603 No", "480 Away", 603},
+      {"", "", 480},
+      {"401 Who", "404 No", 401},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.first);
+    CAPTURE(row.second);
+    Network network;
+    network.bind("bob", bob_contact, bob);
+    network.bind("bob", "sip:bob@192.0.2.21", udp("192.0.2.21:5060"));
+    std::vector<int> ends;
+    REQUIRE_FALSE(
+        network.proxy.send(own_message(), network.now_ms, [&](const sipmsg::Outcome& end) {
+          CHECK_FALSE(end.error);
+          ends.push_back(end.code);
+        }));
+    const std::vector<Packet> copies = network.take();
+    REQUIRE(copies.size() == 2);
+    for (const Packet& copy : copies) {
+      CHECK(headers_of(copy.text, "Via").size() == 1);
+      CHECK(header_of(copy.text, "Max-Forwards") == "20");
+      CHECK(header_of(copy.text, "From").find("\"Us\" <sip:us@example.org>;tag=") == 0);
+      CHECK(header_of(copy.text, "To") == "<sip:bob@example.org>");
+      CHECK(header_of(copy.text, "Date") == "Sat, 13 Nov 2010 23:29:00 GMT");
+      CHECK(body_of(copy.text) == "news");
+    }
+    const char* answers[] = {row.first, row.second};
+    for (std::size_t i = 0; i < 2; ++i) {
+      if (*answers[i] != '\0')
+        network.receive(answer_to(copies[i].text, answers[i]), copies[i].flow);
+    }
+    network.wait(100000);
+    CHECK(ends == std::vector<int>{row.code});
+  }
+}
+
+TEST_CASE("a message of our own to nobody ends later, as a sender would be answered") {
+  struct Row {
+    const char* to;
+    const char* contact;
+    int code;
+  };
+  const Row rows[] = {{"sip:alice@example.org", "", 405},
+                      {"sip:nobody@example.org", "", 404},
+                      {"sip:bob@example.org", "sip:bob@192.0.2.99", 405}};
+  for (const Row& row : rows) {
+    CAPTURE(row.to);
+    Network network;
+    network.bind("bob", bob_contact, bob);
+    sipmsg::Outgoing outgoing = own_message();
+    outgoing.to = row.to;
+    outgoing.request_uri = row.contact;
+    std::vector<int> ends;
+    REQUIRE_FALSE(network.proxy.send(
+        outgoing, network.now_ms, [&](const sipmsg::Outcome& end) { ends.push_back(end.code); }));
+    CHECK(ends.empty());
+    network.wait(1);
+    REQUIRE(ends.size() == 1);
+    CHECK(ends[0] == row.code);
+    CHECK(network.take().empty());
+  }
+}
+
+TEST_CASE("a message of our own may go to one binding, or to an address") {
+  Network network;
+  network.bind("bob", bob_contact, bob);
+  network.bind("bob", "sip:bob@192.0.2.21", udp("192.0.2.21:5060"));
+  sipmsg::Outgoing outgoing = own_message();
+  outgoing.request_uri = bob_contact;
+  REQUIRE_FALSE(network.proxy.send(outgoing, network.now_ms, nullptr));
+  Packet packet = network.take_one();
+  CHECK(start_line(packet.text) == "MESSAGE " + bob_contact + " SIP/2.0");
+  CHECK(packet.to() == "192.0.2.20:5070");
+  network.receive(answer_to(packet.text, "200 OK"), packet.flow);
+  outgoing.request_uri.clear();
+  outgoing.next_hop = udp("198.51.100.7:5060");
+  REQUIRE_FALSE(network.proxy.send(outgoing, network.now_ms, nullptr));
+  packet = network.take_one();
+  CHECK(start_line(packet.text) == "MESSAGE sip:bob@example.org SIP/2.0");
+  CHECK(packet.to() == "198.51.100.7:5060");
+}
+
+TEST_CASE("what is wrong with a message of our own is said at once, and nothing is sent") {
+  struct Row {
+    const char* what;
+    void (*change)(sipmsg::Outgoing&);
+    sipmsg::ErrorCode code;
+  };
+  using sipmsg::ErrorCode;
+  using sipmsg::Outgoing;
+  const Row rows[] = {
+      {"to", [](Outgoing& o) { o.to = "bob"; }, ErrorCode::bad_uri},
+      {"from", [](Outgoing& o) { o.from = "<sip:a@b"; }, ErrorCode::bad_name_addr},
+      {"line end",
+       [](Outgoing& o) {
+         o.headers = {{"X", "a\r\nb"}};
+       },
+       ErrorCode::forbidden_octet},
+      {"own header",
+       [](Outgoing& o) {
+         o.headers = {{"Via", "a"}};
+       },
+       ErrorCode::duplicate_header},
+      {"call id", [](Outgoing& o) { o.call_id = "a b"; }, ErrorCode::bad_call_id},
+      {"large", [](Outgoing& o) { o.body = std::string(70000, 'x'); }, ErrorCode::too_large},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.what);
+    Network network;
+    network.bind("bob", bob_contact, bob);
+    sipmsg::Outgoing outgoing = own_message();
+    row.change(outgoing);
+    CHECK(
+        network.proxy.send(outgoing, network.now_ms, [](const sipmsg::Outcome&) { FAIL("called"); })
+            .code == row.code);
+    network.wait(100000);
+    CHECK(network.take().empty());
+  }
+}
+
+TEST_CASE("closing ends every message of our own as closed") {
+  Network network;
+  network.bind("bob", bob_contact, bob);
+  std::vector<sipmsg::ErrorCode> ends;
+  const auto note = [&](const sipmsg::Outcome& end) { ends.push_back(end.error.code); };
+  REQUIRE_FALSE(network.proxy.send(own_message(), network.now_ms, note));
+  sipmsg::Outgoing nobody = own_message();
+  nobody.to = "sip:nobody@example.org";
+  REQUIRE_FALSE(network.proxy.send(nobody, network.now_ms, note));
+  network.proxy.close();
+  CHECK(ends == std::vector<sipmsg::ErrorCode>(2, sipmsg::ErrorCode::closed));
+}
+
+// Phones that come and go.
+
+TEST_CASE("whoever asks is told of each binding that is made, renewed and removed") {
+  Network network;
+  std::vector<std::string> events;
+  network.proxy.on_registration([&](const sipmsg::RegistrationEvent& event) {
+    CHECK(network.sent.size() == 1);  // the answer went first
+    const char* kinds[] = {"added ", "refreshed ", "removed "};
+    events.push_back(kinds[static_cast<int>(event.kind)] + std::string(event.user) + " " +
+                     std::string(event.contact) + " " + std::to_string(event.expires_s));
+  });
+  const auto send = [&](int n, const std::string& contact) {
+    Request request = registration("bob", contact);
+    request.cseq = std::to_string(n) + " REGISTER";
+    request.via = "SIP/2.0/UDP 192.0.2.20:5070;branch=z9hG4bKr" + std::to_string(n) + ";rport";
+    CHECK(network.ask(request.text(), bob).status() == 200);
+  };
+  send(1, "Contact: <" + bob_contact + ">;expires=100\r\n");
+  send(2, "Contact: <" + bob_contact + ">;expires=200\r\n");
+  send(3, "Contact: <" + bob_contact + ">;expires=0\r\n");
+  send(4, "");  // asks only
+  CHECK(events == std::vector<std::string>{"added bob " + bob_contact + " 100",
+                                           "refreshed bob " + bob_contact + " 200",
+                                           "removed bob " + bob_contact + " 0"});
 }

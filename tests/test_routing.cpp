@@ -1,5 +1,6 @@
 // Who exists here, and in which order handlers are asked. What becomes of their verdicts is in
 // test_proxy.cpp.
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -247,4 +248,83 @@ TEST_CASE("an empty handler is passed over") {
   Question question;
   HandlerChain::Position position;
   CHECK(chain.walk(position, question.request).code() == 200);
+}
+
+TEST_CASE("a reason is a status by Yate's table, or a number") {
+  struct Row {
+    const char* reasons;
+    int status;
+  };
+  const Row rows[] = {
+      {"invalid-message protocol-error", 400},
+      {"noauth noautoauth", 401},
+      {"forbidden", 403},
+      {"noroute offline", 404},
+      {"rejected", 406},
+      {"timeout", 408},
+      {"unallocated moved", 410},
+      {"nomedia", 415},
+      {"noanswer congestion", 480},
+      {"nocall", 481},
+      {"looping", 483},
+      {"incomplete", 484},
+      {"busy", 486},
+      {"unacceptable", 488},
+      {"pending", 491},
+      {"failure interworking", 500},
+      {"service-not-implemented unimplemented", 501},
+      {"noconn service-unavailable noresource", 503},
+      {"postdialdelay", 504},
+      {"433 0433", 433},
+      {"200", 200},
+      {"699", 699},
+      {"199 700 0 -404 404x Forbidden nonsense", 0},
+  };
+  for (const Row& row : rows) {
+    std::istringstream reasons(row.reasons);
+    for (std::string reason; reasons >> reason;) {
+      CAPTURE(reason);
+      CHECK(sipmsg::status_of_reason(reason).value_or(0) == row.status);
+    }
+  }
+  CHECK_FALSE(sipmsg::status_of_reason(""));
+}
+
+TEST_CASE("what a handler in Yate's manner returns is a target, a refusal, or not its business") {
+  struct Row {
+    bool handled;
+    const char* return_value;
+    const char* reason;
+    Verdict::Kind kind;
+    int code;
+    const char* uris;
+  };
+  const Row rows[] = {
+      {false, "sip/sip:bob@x", "busy", Verdict::Kind::next, 0, ""},
+      {true, "sip/sip:bob@x", "busy", Verdict::Kind::forward, 0, "sip:bob@x "},
+      {true, "fork", "", Verdict::Kind::forward, 0, "sip:a@x sip:b@x "},
+      {true, "", "", Verdict::Kind::reject, 405, ""},
+      {true, "", "busy", Verdict::Kind::reject, 486, ""},
+      {true, "-", "rejected", Verdict::Kind::reject, 406, ""},
+      {true, "error", "", Verdict::Kind::reject, 405, ""},
+      {true, "tone/dial", "", Verdict::Kind::reject, 405, ""},
+      {true, "tone/dial", "200", Verdict::Kind::reject, 405, ""},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.return_value);
+    CAPTURE(row.reason);
+    sipmsg::RouteChanges changes;
+    if (*row.reason != '\0') changes.set("reason", row.reason);
+    changes.set("callto.1", "sip/sip:a@x");
+    changes.set("callto.2", "tone/busy");
+    changes.set("callto.3", "sip/sip:b@x");
+    Question question;
+    question.request.changes = &changes;
+    const Verdict verdict = sipmsg::verdict_of(row.handled, row.return_value, question.request);
+    CHECK(verdict.kind() == row.kind);
+    CHECK(verdict.code() == row.code);
+    std::string uris;
+    for (const std::string& uri : verdict.uris()) uris += uri + " ";
+    CHECK(uris == row.uris);
+  }
 }

@@ -281,6 +281,7 @@ class Proxy : public TransactionUser, private RelayUser {
   void decide(Asked& asked, const Verdict& verdict);
   void decide_next(const Asked& asked);
   int refusal_of(const Asked& asked) const;
+  std::uint64_t patience_of(const Asked& asked) const;
   void keep_waiting(const Asked& asked, RouteKey key);
   void give_up_waiting(std::uint32_t index);
   void refuse(const Asked& asked, int code, std::string_view phrase = {});
@@ -324,8 +325,8 @@ class Proxy : public TransactionUser, private RelayUser {
   Slab<std::unique_ptr<Waiting>> waiting_;
   std::shared_ptr<UndeliveredHandler> undelivered_;
   std::shared_ptr<RegistrationHandler> registration_;
-  Slab<OwnMessage> own_;
   Timers own_timers_;
+  Slab<OwnMessage> own_;
   std::uint32_t own_cseq_ = 0;
   std::array<RelayTarget, RelaySet::max_breadth + 1> targets_;
   std::size_t target_count_ = 0;
@@ -644,6 +645,13 @@ inline void Proxy::refuse(const Asked& asked, int code, std::string_view phrase)
                 [&](Output& out) { detail::write_answer_headers(out, asked.changes); });
 }
 
+/// How long the sender may still be kept waiting. What nobody took has used that up, if all were
+/// silent; then a part of what is left until the sender's own timer ends is for whoever keeps it.
+inline std::uint64_t Proxy::patience_of(const Asked& asked) const {
+  const std::uint64_t patience_ms = detail::patience_ms(asked.request.received_ms, now_ms_, t1_ms_);
+  return asked.undelivered_code == 0 ? patience_ms : std::max(patience_ms, 3 * t1_ms_);
+}
+
 inline void Proxy::keep_waiting(const Asked& asked, RouteKey key) {
   if (waiting_.size() > settings_.message.max_pending) {
     waiting_.destroy(key);
@@ -657,8 +665,7 @@ inline void Proxy::keep_waiting(const Asked& asked, RouteKey key) {
   std::unique_ptr<Waiting>& waiting = waiting_.at(key.index);
   waiting = std::make_unique<Waiting>(asked, key.index);
   const std::uint64_t deadline_ms =
-      std::min(std::uint64_t{1000} * settings_.message.handler_deadline_s,
-               detail::patience_ms(asked.request.received_ms, now_ms_, t1_ms_));
+      std::min(std::uint64_t{1000} * settings_.message.handler_deadline_s, patience_of(asked));
   timers_.queue(deadline_ms).start(waiting->timer, now_ms_);
 }
 
@@ -682,12 +689,11 @@ inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t n
   const std::unique_ptr<Waiting> waiting = std::move(*place);
   waiting->timer.cancel();
   waiting_.destroy(key);
-  const RelayRequest& request = waiting->asked.request;
-  if (detail::patience_ms(request.received_ms, now_ms_, t1_ms_) == 0) {
-    answers_.send(request.server, 504);
+  Asked& asked = waiting->asked;
+  if (patience_of(asked) == 0) {
+    answers_.send(asked.request.server, 504);
     return ErrorCode::gone;
   }
-  Asked& asked = waiting->asked;
   asked.changes.apply(changes);
   if (verdict.kind() == Verdict::Kind::next && asked.undelivered_code == 0) {
     walk(asked);
@@ -893,17 +899,26 @@ inline void Proxy::add_binding(std::string_view user, std::string_view contact) 
 }
 
 inline void Proxy::on_own_end(std::uint64_t own, int code, const MessageView* response) {
-  OwnMessage* message = own_.get(unpack_handle(own));
-  if (message == nullptr) return;
-  const Agent::SentHandler done = std::move(message->done);
-  own_.destroy(unpack_handle(own));
-  if (!done) return;
   Outcome outcome;
   outcome.code = code;
   outcome.reason =
       std::string(response == nullptr ? default_reason_phrase(code) : response->reason_phrase());
   outcome.response = response;
-  done(outcome);
+  end_own(unpack_handle(own), outcome);
+}
+
+inline void Proxy::end_own(Handle handle, const Outcome& outcome) {
+  OwnMessage* message = own_.get(handle);
+  if (message == nullptr) return;
+  const Agent::SentHandler done = std::move(message->done);
+  own_.destroy(handle);
+  if (done) done(outcome);
+}
+
+inline void Proxy::close() {
+  Outcome outcome;
+  outcome.error = ErrorCode::closed;
+  own_.for_each([&](Handle handle, OwnMessage&) { end_own(handle, outcome); });
 }
 
 // REGISTER: RFC 3261 10.3.
