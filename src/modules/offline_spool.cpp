@@ -160,6 +160,10 @@ std::optional<std::uint64_t> parse_spool_id(std::string_view text) {
   return sipmsg::parse_digits(text, 9999999999999999u);
 }
 
+std::string spool_file(const std::string& path, std::uint64_t id) {
+  return file_name(path, id, ".msg");
+}
+
 // ---- reading
 
 SpoolContents read_spool(const std::string& path, std::string& unusable) {
@@ -176,7 +180,7 @@ SpoolContents read_spool(const std::string& path, std::string& unusable) {
 std::optional<KeptMessage> read_spooled(const std::string& path, std::uint64_t id,
                                         std::string& why) {
   std::uint64_t octets = 0;
-  return read_message(file_name(path, id, ".msg"), id, octets, why);
+  return read_message(spool_file(path, id), id, octets, why);
 }
 
 // ---- the spool of a server

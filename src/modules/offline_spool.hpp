@@ -73,6 +73,9 @@ std::optional<KeptMessage> read_spooled(const std::string& path, std::uint64_t i
 std::string spool_id_text(std::uint64_t id);
 std::optional<std::uint64_t> parse_spool_id(std::string_view text);
 
+/// The file of the message with that id.
+std::string spool_file(const std::string& path, std::uint64_t id);
+
 /// The spool of the process that works on it, alone. Holds the lock until it is gone.
 class Spool {
  public:
