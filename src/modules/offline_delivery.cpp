@@ -67,7 +67,8 @@ void OfflineDelivery::opened(bool is_usable, std::vector<KeptMessage> earlier) {
   is_unusable_ = !is_usable;
   if (is_usable) {
     for (KeptMessage& message : earlier) {
-      static_cast<void>(store_.keep(std::move(message), now_s(), [](bool) {}));
+      const auto kept_here = [this, user = message.user](bool) { go_on(user); };
+      static_cast<void>(store_.keep(std::move(message), now_s(), kept_here));
     }
   } else {
     log(Severity::error, "messages for users who are offline are refused");
@@ -172,8 +173,14 @@ void OfflineDelivery::kept(const KeptMessage& message, Asked& asked, bool is_kep
   if (--asked.waiting == 0) static_cast<void>(server_.resume(asked.key, verdict_of(asked)));
   if (!is_open_) return;
   if (is_kept) notify(message, Fate::stored);
-  const auto delivery = deliveries_.find(message.user);
-  if (delivery != deliveries_.end() && delivery->second.waits_for_disk) deliver_next(message.user);
+  go_on(message.user);
+}
+
+/// A delivery may have waited for what was just written.
+void OfflineDelivery::go_on(const std::string& user) {
+  if (!is_open_) return;
+  const auto delivery = deliveries_.find(user);
+  if (delivery != deliveries_.end() && delivery->second.waits_for_disk) deliver_next(user);
   rearm();
 }
 

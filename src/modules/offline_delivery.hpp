@@ -70,6 +70,7 @@ class OfflineDelivery final : public std::enable_shared_from_this<OfflineDeliver
   sipmsg::Verdict verdict_of(const Asked& asked) const;
   void refuse(Asked& asked, Keeping keeping, const KeptMessage& message);
 
+  void go_on(const std::string& user);
   void deliver_next(const std::string& user);
   void send(const std::string& user, std::uint64_t id, const KeptMessage& message);
   void sent(const std::string& user, const KeptMessage& message, const sipmsg::Outcome& outcome);

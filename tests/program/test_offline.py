@@ -466,8 +466,8 @@ class Killed(unittest.TestCase):
                     load.repeat()
                     # Now the phone is there from the start, now later, now not at all: so messages
                     # are relayed, delivered from the spool, or kept when the server is killed.
-                    registers_after = chance.choice((0, 0, chance.uniform(0, 0.04), None))
-                    life_s = chance.uniform(0, 0.12)
+                    registers_after = chance.choice((0, chance.uniform(0, 0.06), None, None))
+                    life_s = chance.uniform(0, 0.2)
                     if registers_after is not None and registers_after < life_s:
                         load.run(registers_after)
                         load.register()
