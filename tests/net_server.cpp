@@ -11,15 +11,10 @@
 #include <vector>
 
 #include "support/loop.hpp"
+#include "support/phone.hpp"
 #include "support/sipmsg.hpp"
 
-using sipmsg::Endpoint;
 using sipmsg::ErrorCode;
-using sipmsg::Flow;
-using sipmsg::Message;
-using sipmsg::Outcome;
-using sipmsg::Outgoing;
-using sipmsg::Reply;
 using sipmsg::RouteKey;
 using sipmsg::RouteRequest;
 using sipmsg::Server;
@@ -27,6 +22,7 @@ using sipmsg::Settings;
 using sipmsg::Severity;
 using sipmsg::Transport;
 using sipmsg::Verdict;
+using test::Phone;
 
 namespace {
 
@@ -36,57 +32,6 @@ Settings test_settings() {
   for (auto& listener : settings.listeners) listener.port = 0;
   return settings;
 }
-
-/// A softphone: registers, counts what it gets, answers 200.
-class Phone {
- public:
-  Phone(test::EventLoop& loop, const Server& server, std::string name, Transport transport)
-      : name_(std::move(name)), endpoint(loop.uv()) {
-    for (const sipmsg::Listener& listener : server.listeners()) {
-      if (listener.transport == transport) hop_ = Flow{transport, 0, listener.address};
-    }
-    REQUIRE_FALSE(endpoint.listen_udp("127.0.0.1", 0));
-    endpoint.on_message([this](const Message& message, Reply reply) {
-      received.emplace_back(message.body());
-      reply.send(200);
-    });
-  }
-
-  /// REGISTER; expires 0 unregisters.
-  void enroll(test::EventLoop& loop, int expires = 60) {
-    Outgoing outgoing;
-    outgoing.method = "REGISTER";
-    outgoing.to = outgoing.from = "sip:" + name_ + "@127.0.0.1";
-    outgoing.request_uri = "sip:127.0.0.1";
-    outgoing.next_hop = hop_;
-    const std::string contact = name_ + "@" + to_text(endpoint.listeners()[0].address);
-    outgoing.headers = {{"Contact", "<sip:" + contact + ">;expires=" + std::to_string(expires)}};
-    int code = 0;
-    REQUIRE_FALSE(endpoint.send(outgoing, [&](const Outcome& outcome) { code = outcome.code; }));
-    REQUIRE(loop.run_until([&] { return code != 0; }));
-    REQUIRE(code == 200);
-  }
-  /// Sends a message; its answer is added to `answers`.
-  void write_to(const std::string& recipient, std::string body) {
-    Outgoing outgoing;
-    outgoing.to = "sip:" + recipient + "@127.0.0.1";
-    outgoing.from = "sip:" + name_ + "@127.0.0.1";
-    outgoing.body = std::move(body);
-    outgoing.next_hop = hop_;
-    REQUIRE_FALSE(endpoint.send(
-        outgoing, [this](const Outcome& outcome) { answers.push_back(outcome.code); }));
-  }
-
-  std::vector<std::string> received;
-  std::vector<int> answers;
-
- private:
-  std::string name_;
-  Flow hop_;
-
- public:
-  Endpoint endpoint;  ///< the last: its end tells whoever still waits
-};
 
 struct Fixture {
   explicit Fixture(Settings settings = test_settings(), Transport transport = Transport::udp)

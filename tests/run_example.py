@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Runs one example and compares what it prints with the `// Expected output:` block in its file.
 
-    run_example.py PROGRAM examples/NNN_name.cpp
+    run_example.py PROGRAM examples/NNN_name.cpp SERVER
 
 The block is the comment lines after `// Expected output:`, without the slashes and their common
 indent. In it `...` stands for anything on its line, and a line of `...` alone for any number of
 lines (ports and Call-IDs differ from run to run).
 
 An example that serves, or talks to somebody, has a driver: tests/examples/NNN_name.py is run with
-the program as its argument, starts and ends it, and prints what the example printed. Either must
-exit with 0. The file must also show how to build it: a line with `c++ -std=c++17` and its name.
+the example's program and SERVER, our own `sipmsg`, as its arguments; it starts and ends them, and
+prints what the example printed. Either must exit with 0. The file must also show how to build it: a line with `c++ -std=c++17` and its name.
 """
 import difflib
 import pathlib
@@ -44,7 +44,7 @@ def as_pattern(expected):
     return pattern
 
 
-def check(program, example):
+def check(program, example, server):
     source = example.read_text()
     expected = expected_output(source)
     if expected is None:
@@ -52,7 +52,7 @@ def check(program, example):
     if not re.search(rf"c\+\+ -std=c\+\+17 .*\b{re.escape(example.name)}", source):
         return f"{example.name} has no build line `c++ -std=c++17 ... {example.name} ...`"
     driver = pathlib.Path(__file__).resolve().parent / "examples" / f"{example.stem}.py"
-    command = [sys.executable, driver, program] if driver.exists() else [program]
+    command = [sys.executable, driver, program, server] if driver.exists() else [program]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               timeout=TIMEOUT_S)
@@ -68,4 +68,5 @@ def check(program, example):
 
 
 if __name__ == "__main__":
-    sys.exit(check(pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2])))
+    program, example, server = map(pathlib.Path, sys.argv[1:])
+    sys.exit(check(program.resolve(), example, server.resolve()))

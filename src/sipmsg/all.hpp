@@ -29,7 +29,9 @@
 #include "alteration.hpp"   // what handlers' changes make of a message and its answer
 #include "transaction.hpp"  // one request and its answers, sent again until they arrive
 #include "login.hpp"        // a client's side of the password question
+#include "locate.hpp"       // where a URI's host is: SRV records, addresses, in the order to be tried
 #include "agent.hpp"        // the two ends: sends requests, receives them, answers
+#include "registration.hpp" // a client that stays registered
 #include "relay.hpp"        // one MESSAGE to every binding, and the best answer back
 #include "proxy.hpp"        // the server's decisions: register, relay, answer, refuse
 
@@ -41,6 +43,7 @@
 #include "tcp.hpp"          // listeners, connections, reuse, back-pressure
 #include "transport.hpp"    // all sockets of one server: what goes out through which
 #include "offload.hpp"      // work on the thread pool, answers in order
+#include "dns.hpp"          // names looked up by the system, in the pool
 #include "endpoint.hpp"     // Endpoint: sends and receives messages
 #include "server.hpp"       // Server: an Endpoint with registrar, routing and configuration
 #endif

@@ -19,6 +19,7 @@
 #include "access.hpp"
 #include "agent.hpp"
 #include "alteration.hpp"
+#include "locate.hpp"
 #include "registrar.hpp"
 #include "relay.hpp"
 #include "routing.hpp"
@@ -798,10 +799,10 @@ inline void Proxy::add_uri(std::string_view text) {
   const ShortText user = ShortText::unescaped(uri->user);
   if (domains_.contains(uri->host) && is_known(user.view())) return add_bindings(user.view());
   // A phone may share our address, and its contact then has our domain and a name of its own.
-  const auto flow = detail::flow_to(*uri);
-  if (!flow) return;
-  // Headers may not stand in a Request-URI (RFC 3261 19.1.1).
-  add_target({text.substr(0, text.find('?')), {}, *flow});
+  static_cast<void>(locate(*uri, nullptr, random_, [&](Error, const std::vector<Flow>& hops) {
+    // Headers may not stand in a Request-URI (RFC 3261 19.1.1).
+    if (!hops.empty()) add_target({text.substr(0, text.find('?')), {}, hops.front()});
+  }));
 }
 
 /// Each only once (RFC 3261 16.5). There is one place more than may be used, by which RelaySet sees
@@ -822,7 +823,7 @@ inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::
   if (!to) return to.error();
   const auto from = detail::parse_party(outgoing.from);
   if (!from) return from.error();
-  if (const Error error = detail::check_headers(outgoing)) return error;
+  if (const Error error = detail::check_headers(outgoing.headers, false)) return error;
   if (!outgoing.call_id.empty() && !detail::is_call_id(outgoing.call_id)) {
     return ErrorCode::bad_call_id;
   }

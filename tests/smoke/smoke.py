@@ -4,144 +4,16 @@ The softphones run on terminals (pty) of their own, as if somebody typed into th
 they show. The server runs with --trace, so that a check also knows which way a message took.
 """
 import argparse
-import fcntl
-import os
-import pathlib
-import pty
 import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
-import sys
-import termios
-import threading
 import time
 
-HERE = pathlib.Path(__file__).resolve().parent
-EXAMPLES = HERE.parents[1] / "examples" / "softphones"
-HOST = "127.0.0.1"
-TIMEOUT_S = 8  # for anything that takes some milliseconds on an idle machine
-LOG_LINES = 120  # of each participant, shown where a check fails
-
-PACKAGES = {"sipsak": "sipsak", "sipp": "sip-tester", "baresip": "baresip-core",
-            "linphonec": "linphone-cli"}
-
-
-class Failed(Exception):
-    """What a check expected and did not see."""
-
-
-def wait_until(condition, what, timeout_s=TIMEOUT_S):
-    """The first value of condition() that is not false."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise Failed(f"{what}: not within {timeout_s} s")
-        time.sleep(0.02)
-
-
-def raise_loopback():
-    """In a new network namespace the loopback interface is down."""
-    get_flags, set_flags, up = 0x8913, 0x8914, 1
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        request = struct.pack("16sH14x", b"lo", 0)
-        flags = struct.unpack("16sH14x", fcntl.ioctl(any_socket, get_flags, request))[1]
-        if not flags & up:
-            fcntl.ioctl(any_socket, set_flags, struct.pack("16sH14x", b"lo", flags | up))
-
-
-def free_port():
-    """A port that is free for UDP and TCP."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, \
-                socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp:
-            udp.bind((HOST, 0))
-            port = udp.getsockname()[1]
-            try:
-                tcp.bind((HOST, port))
-                return port
-            except OSError:
-                continue
-
-
-# ---- what runs ----------------------------------------------------------------------------------
-
-class Running:
-    """A process that is ended with the driver, and what it has written."""
-    all = []
-
-    def __init__(self, name):
-        self.name = name
-        self.begin = 0
-        Running.all.append(self)
-
-    def octets(self):
-        """All it has written so far."""
-        return self.file.read_bytes() if self.file.exists() else b""
-
-    def position(self):
-        return len(self.octets())
-
-    def log(self, begin=0):
-        return self.octets()[begin:].decode(errors="replace")
-
-    def mark(self):
-        """From here on `fresh` counts."""
-        self.begin = self.position()
-
-    def fresh(self):
-        return self.log(self.begin)
-
-    def is_running(self):
-        return self.process.poll() is None
-
-    def end(self):
-        if self.is_running():
-            self.process.kill()
-        self.process.wait()
-
-
-class Terminal(Running):
-    """A program on a pseudo terminal."""
-    ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\r+(?=\n)")
-    OVERWRITTEN = re.compile(r"[^\n]*\r")  # baresip draws its line again with every letter
-
-    def __init__(self, name, command, home, **environment):
-        super().__init__(name)
-        self.written = b""
-        self.terminal, other_end = pty.openpty()
-        fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 500, 0, 0))
-        self.process = subprocess.Popen(
-            command, stdin=other_end, stdout=other_end, stderr=other_end, cwd=home,
-            start_new_session=True,
-            env={"PATH": os.environ["PATH"], "HOME": str(home), "TERM": "dumb",
-                 "LC_ALL": "C.UTF-8", **environment})
-        os.close(other_end)
-        threading.Thread(target=self.read, daemon=True).start()
-
-    def read(self):
-        while True:
-            try:
-                octets = os.read(self.terminal, 65536)
-            except OSError:  # EIO is the end of what the program writes
-                return
-            if not octets:
-                return
-            self.written += octets
-
-    def octets(self):
-        return self.written
-
-    def log(self, begin=0):
-        return self.OVERWRITTEN.sub("", self.ESCAPES.sub("", super().log(begin)))
-
-    def type(self, line):
-        os.write(self.terminal, line.encode() + b"\n")
+from common import (HERE, HOST, TIMEOUT_S, Checks, Command, Failed, Running, conclude, free_port,
+                    parse_options, wait_until)
+from softphones import EXAMPLES, Baresip, Linphonec
 
 
 class Server(Running):
@@ -215,201 +87,19 @@ def call_id(message):
     return found[1] if found else None
 
 
-# ---- softphones ---------------------------------------------------------------------------------
+# ---- the checks ---------------------------------------------------------------------------------
 
-class Baresip(Terminal):
-    program = "baresip"
-
-    def __init__(self, directory, user, transport, port, password, contacts):
-        home = directory / f"baresip-{user}"
-        home.mkdir()
-        server = f"{HOST}:{port}"
-        by_tcp = f';outbound="sip:{server};transport=tcp"' if transport == "tcp" else ""
-        shutil.copy(EXAMPLES / "101" / "config", home)
-        (home / "accounts").write_text(
-            f"<sip:{user}@{server};transport={transport}>;auth_pass={password};regint=60{by_tcp}\n")
-        (home / "contacts").write_text(
-            "".join(f"<sip:{contact}@{server}>\n" for contact in contacts))
-        self.start(home, user, transport, contacts)
-
-    def start(self, home, user, transport, contacts):
-        """With the files that `home` has."""
-        self.user, self.transport, self.contacts, self.contact = user, transport, contacts, 0
-        super().__init__(f"baresip {user}", ["baresip", "-f", home], home)
-
-    def is_registered(self):
-        return "200 OK" in self.log()
-
-    def is_refused_registration(self):
-        return "401 Unauthorized" in self.log()
-
-    def send(self, peer, text):
-        """It writes to the current contact, so that is to be chosen first."""
-        wanted = self.contacts.index(peer)
-        while self.contact != wanted:
-            step = 1 if wanted > self.contact else -1
-            self.contact += step
-            shown = self.log().count("Current contact:")
-            self.type("/contact_next" if step > 0 else "/contact_prev")
-            wait_until(lambda: self.log().count("Current contact:") > shown,
-                       f"{self.name} changes its current contact")
-        self.mark()
-        self.type(f"/message {text}")
-
-    def shows(self, peer, text):
-        return re.search(rf'sip:{peer}@\S*: "{re.escape(text)}"', self.log())
-
-    def shows_failure(self, code):
-        return re.search(rf"^ {code} ", self.fresh(), re.M)
-
-    def shows_success(self):
-        """It shows failures only."""
-        return not re.search(r"^ [3-6]\d\d |failed", self.fresh(), re.M)
-
-    def quit(self):
-        self.type("/quit")
-
-
-class Linphonec(Terminal):
-    program = "linphonec"
-
-    def __init__(self, directory, user, transport, port, password):
-        home = directory / f"linphonec-{user}"
-        # Without these it has no database, and crashes when it sends.
-        for folder in (".local/share/linphone", ".config/linphone"):
-            (home / folder).mkdir(parents=True)
-        self.user, self.transport, self.log_file = user, transport, home / "log"
-        self.log_file.touch()
-        server = f"<sip:{HOST}:{port};transport={transport}>"
-        udp_port, tcp_port = (-1, 0) if transport == "udp" else (0, -1)  # -1 any, 0 none
-        # It would wait for a network, and a namespace has none.
-        (home / "linphonerc").write_text(f"""\
-[sip]
-sip_port={udp_port}
-sip_tcp_port={tcp_port}
-register_only_when_network_is_up=0
-auto_net_state_mon=0
-guess_hostname=0
-default_proxy=0
-[proxy_0]
-reg_proxy={server}
-reg_route={server}
-reg_identity=sip:{user}@{HOST}:{port}
-reg_expires=60
-reg_sendregister=1
-[auth_info_0]
-username={user}
-passwd={password}
-realm=Yate
-""")
-        super().__init__(f"linphonec {user}",
-                         ["linphonec", "-c", home / "linphonerc", "-d", "4", "-l", self.log_file],
-                         home)
-
-    def events(self):
-        """Its log tells what it does not show: what became of registrations and messages."""
-        lines = self.log_file.read_text(errors="replace").splitlines()
-        return [line for line in lines if " moving from " in line]
-
-    def position(self):
-        return super().position(), len(self.events())
-
-    def log(self, begin=(0, 0)):
-        return "\n".join([super().log(begin[0]), *self.events()[begin[1]:]])
-
-    def is_registered(self):
-        return "to [LinphoneRegistrationOk]" in self.log()
-
-    def is_refused_registration(self):
-        return "to [LinphoneRegistrationFailed]" in self.log()
-
-    def send(self, peer, text):
-        self.mark()
-        self.type(f"chat sip:{peer}@{HOST} {text}")
-
-    def shows(self, peer, text):
-        return re.search(rf"Message received from .*sip:{peer}@\S*: {re.escape(text)}", self.log())
-
-    def shows_failure(self, code):
-        return "to NotDelivered" in self.fresh()
-
-    def shows_success(self):
-        return "to Delivered" in self.fresh()
-
-    def quit(self):
-        self.type("quit")
-
-
-# ---- clients that do one thing and end ----------------------------------------------------------
-
-class Command(Running):
-    """Runs to its end within the time; sipsak or sipp."""
-
-    def __init__(self, name, command, directory, error_option=None):
-        """With an option for a file of its own errors that is its log, not the standard output."""
-        super().__init__(name)
-        self.file = directory / f"command-{len(Running.all)}"
-        if error_option:
-            command = [*command, error_option, self.file]
-        with open(self.file, "ab") as log:
-            self.process = subprocess.Popen(
-                [str(word) for word in command], stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL if error_option else log,
-                stderr=log, cwd=directory, start_new_session=True,
-                env={"PATH": os.environ["PATH"], "TERM": "dumb", "LC_ALL": "C.UTF-8"})
-
-    def status(self):
-        try:
-            return self.process.wait(TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.end()
-            return None
-
-    def expect(self, status, pattern=""):
-        ended = self.status()
-        if ended is None:
-            raise Failed(f"{self.name} still runs after {TIMEOUT_S} s")
-        if ended != status or not re.search(pattern, self.log()):
-            raise Failed(f"{self.name} ended with status {ended} instead of {status}"
-                         + (f" and {pattern!r} in its output" if pattern else ""))
-
-
-class Smoke:
-    """The checks, in order; what one has started the next ones use."""
-
+class Smoke(Checks):
     def __init__(self, options):
-        self.options = options
-        self.directory = options.directory
+        super().__init__(options)
         self.port = free_port()
         self.server = self.idle_server = None
         self.phones = {}
         self.texts = 0
-        self.counts = {"ok": 0, "FAILED": 0, "skipped": 0}
 
-    def check(self, name, needs, function, *arguments):
-        missing = [program for program in needs if not shutil.which(program)]
-        if missing:
-            packages = ", ".join(f"{program} (package {PACKAGES[program]})" for program in missing)
-            self.conclude("skipped" if self.options.allow_missing else "FAILED", name,
-                          f"not installed: {packages}")
-            return
-        begin = {running: running.position() for running in Running.all}
-        try:
-            if self.server and not self.server.is_running():
-                raise Failed(f"the server ended, status {self.server.process.returncode}")
-            function(*arguments)
-            self.conclude("ok", name)
-        except (Failed, OSError) as failure:  # OSError: its terminal is gone, for one
-            self.conclude("FAILED", name, str(failure))
-            for running in Running.all:
-                news = running.log(*([begin[running]] if running in begin else []))
-                lines = news.strip().splitlines()[-LOG_LINES:]
-                if lines:
-                    print(f"    --- {running.name}", *lines, sep="\n    | ", flush=True)
-
-    def conclude(self, verdict, name, why=""):
-        self.counts[verdict] += 1
-        print(f"{verdict} {name}" + (f": {why}" if why else ""), flush=True)
+    def before_check(self):
+        if self.server and not self.server.is_running():
+            raise Failed(f"the server ended, status {self.server.process.returncode}")
 
     # ---- the server
 
@@ -708,26 +398,8 @@ class Smoke:
 
 def main():
     parser = argparse.ArgumentParser(prog="tests/smoke/run.sh")
-    parser.add_argument("program", type=lambda text: pathlib.Path(text).resolve())
-    parser.add_argument("--allow-missing", action="store_true",
-                        help="skip checks whose client is not installed")
     parser.add_argument("--algorithms", help="[general] algorithms of ysipchan.conf")
-    parser.add_argument("--directory", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if not os.access(options.program, os.X_OK):
-        parser.error(f"{options.program} is not a program")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
-    raise_loopback()
-    smoke = Smoke(options)
-    try:
-        smoke.run()
-    finally:
-        for running in Running.all:
-            running.end()
-    counts = smoke.counts
-    skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
-    print(f"{counts['ok']} passed, {counts['FAILED']} failed{skipped}")
-    sys.exit(1 if counts["FAILED"] else 0)
+    conclude(Smoke(parse_options(parser)))
 
 
 if __name__ == "__main__":

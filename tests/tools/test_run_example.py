@@ -30,7 +30,7 @@ class RunExample(unittest.TestCase):
             program.write_text(f"#!/bin/sh\ncat <<'END'\n{printed}END\nexit {status}\n")
             program.chmod(0o755)
             example.write_text(source)
-            done = subprocess.run([sys.executable, RUNNER, program, example], capture_output=True,
+            done = subprocess.run([sys.executable, RUNNER, program, example, "-"], capture_output=True,
                                   text=True)
         self.assertEqual(done.returncode == 0, done.stderr == "", done.stderr)
         return done.stderr
