@@ -6681,6 +6681,17 @@ struct MessageSettings {
   std::uint32_t max_pending = 1000;  ///< messages that wait for handlers
 };
 
+/// Messages for users who cannot be reached; a module of the program keeps them.
+struct OfflineSettings {
+  bool enable = false;
+  std::string spool;                    ///< the directory they are kept in; empty: memory
+  std::uint32_t max_messages = 100;     ///< for one user
+  std::uint32_t max_per_sender = 1000;  ///< of one sender
+  std::uint64_t max_octets = 67108864;  ///< in all
+  std::uint32_t expires_s = 604800;     ///< unless their sender wants a shorter time
+  bool notify = false;                  ///< tells senders who ask for it what became of them
+};
+
 /// In which form handlers get a body that is no text, as parameter `xsip_body`.
 enum class BodyEncoding : std::uint8_t { base64, hex, hexs, raw };
 
@@ -6725,6 +6736,7 @@ struct Settings {
   FloodSettings flood;
   RegistrarSettings registrar;
   MessageSettings message;
+  OfflineSettings offline;
   std::vector<UserSettings> users;
 };
 
@@ -6894,6 +6906,7 @@ inline const auto& setting_keys() {
   using T = TransportSettings;
   using R = RegistrarSettings;
   using M = MessageSettings;
+  using O = OfflineSettings;
   constexpr std::string_view calls = "calls and media are not served";
   constexpr std::string_view tls = "TLS is not served";
   constexpr std::string_view modules = "it belongs to modules of Yate";
@@ -6957,6 +6970,14 @@ inline const auto& setting_keys() {
       detail::SettingRow<&S::message, &M::async_process>::boolean("message", "async_process"),
       detail::SettingRow<&S::message, &M::handler_deadline_s>::number("message", "handler_deadline", 1, 30),
       detail::SettingRow<&S::message, &M::max_pending>::number("message", "max_pending", 1, 1000000),
+
+      detail::SettingRow<&S::offline, &O::enable>::boolean("offline", "enable"),
+      detail::SettingRow<&S::offline, &O::spool>::text("offline", "spool", true),
+      detail::SettingRow<&S::offline, &O::max_messages>::number("offline", "max_messages", 1, 1000000),
+      detail::SettingRow<&S::offline, &O::max_per_sender>::number("offline", "max_per_sender", 1, 1000000),
+      detail::SettingRow<&S::offline, &O::max_octets>::number("offline", "max_octets", 65536, 1099511627776),
+      detail::SettingRow<&S::offline, &O::expires_s>::number("offline", "expires", 60, 31536000),
+      detail::SettingRow<&S::offline, &O::notify>::boolean("offline", "notify"),
 
       detail::SettingRow<&S::registrar, &R::autocreate>::boolean("regfile", "autocreate"),
       detail::SettingRow<&S::registrar, &R::file>::text("regfile", "file", true),
@@ -7156,6 +7177,7 @@ class SettingsReader {
       const std::string_view name = listener_name(section);
       if (!name.empty() && name != "general") read_listener(section, name, general);
     }
+    settings_.offline.spool = expand_run_parameters(settings_.offline.spool, run_parameters_);
     check_domains();
     check_expires();
     hint_at_message();

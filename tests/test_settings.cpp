@@ -343,7 +343,7 @@ TEST_CASE("an unknown key is a warning that knows better") {
        "[general] auth_required: unknown key; it belongs to [registrar], [message]"},
       {"[general]\nenable=yes\n",
        "[general] enable: unknown key; it belongs to [listener NAME], [options], [registrar], "
-       "[message]"},
+       "[message], [offline]"},
       {"[message]\nport=5060\n", "[message] port: unknown key; it belongs to [listener NAME]"},
       {"[listener x]\nport=1\nrealm=x\n",
        "[listener x] realm: unknown key; it belongs to [general]"},

@@ -1,0 +1,501 @@
+#!/usr/bin/env python3
+"""Messages for users who are offline, through the real program: kept, delivered, and never lost.
+
+    test_offline.py PROGRAM
+
+The program is killed in the middle of load two hundred times; everything else is checked once.
+"""
+import pathlib
+import random
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else "sipmsg"
+TIMEOUT_S = 10
+KILLS = 200
+SEED = 20260101
+
+
+def free_port():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Served:
+    """`sipmsg serve -c DIRECTORY`, until it is ready; `lines` is what it printed."""
+
+    def __init__(self, directory):
+        self.process = subprocess.Popen([PROGRAM, "serve", "-c", directory], text=True,
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.PIPE)
+        self.lines = []
+        self.wait_for("ready")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+    def wait_for(self, wanted):
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if wanted in line:
+                return line
+        raise AssertionError(f"{wanted!r} never came; printed was {self.lines}")
+
+    def kill(self, number=signal.SIGKILL):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        self.process.wait(TIMEOUT_S)
+        self.process.stderr.close()
+        return self.process.returncode
+
+
+class Socket:
+    """A UDP socket of the loopback that talks to the server."""
+
+    def __init__(self, port):
+        self.server = ("127.0.0.1", port)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self.socket.bind(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.number = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def send(self, text):
+        try:
+            self.socket.sendto(text.encode(), self.server)
+        except ConnectionRefusedError:
+            pass  # of an earlier datagram: nobody listens there at the moment
+
+    def receive(self, wait_s=TIMEOUT_S):
+        """The next datagram, or None after `wait_s`."""
+        end = time.monotonic() + wait_s
+        while True:
+            ready, _, _ = select.select([self.socket], [], [], max(0, end - time.monotonic()))
+            if not ready:
+                return None
+            try:
+                return self.socket.recv(65536).decode()
+            except ConnectionRefusedError:
+                continue
+
+    def request(self, method, user, body="", headers="", sender="101"):
+        """The text of a new request, each with a transaction of its own."""
+        self.number += 1
+        uri = f"sip:{user}@127.0.0.1" if method == "MESSAGE" else "sip:127.0.0.1"
+        return (f"{method} {uri} SIP/2.0\r\n"
+                f"Via: SIP/2.0/UDP 127.0.0.1:{self.port};branch=z9hG4bK{self.port}-{self.number};rport\r\n"
+                f"Max-Forwards: 70\r\nFrom: \"Ann\" <sip:{sender}@127.0.0.1>;tag=1\r\n"
+                f"To: <sip:{user}@127.0.0.1>\r\nCall-ID: {self.port}-{self.number}\r\n"
+                f"CSeq: {self.number} {method}\r\n{headers}"
+                f"Content-Length: {len(body.encode())}\r\n\r\n{body}")
+
+    def ask(self, *arguments, **named):
+        """Sends a request until it is answered, as UDP wants it; the answer's code."""
+        request = self.request(*arguments, **named)
+        call_id = header(request, "Call-ID")
+        for _ in range(TIMEOUT_S * 2):
+            self.send(request)
+            while answer := self.receive(0.5):
+                if answer.startswith("SIP/2.0 ") and header(answer, "Call-ID") == call_id:
+                    return code(answer)
+        raise AssertionError(f"no answer to {request}")
+
+    def register(self, user, expires=3600):
+        return self.ask("REGISTER", user, sender=user,
+                        headers=f"Contact: <sip:{user}@127.0.0.1:{self.port}>\r\n"
+                                f"Expires: {expires}\r\n")
+
+    def answer(self, request, status="200 OK"):
+        kept = [line for line in request.split("\r\n\r\n")[0].split("\r\n")
+                if line.split(":")[0] in ("Via", "From", "To", "Call-ID", "CSeq")]
+        self.send("\r\n".join([f"SIP/2.0 {status}"] + kept + ["Content-Length: 0", "", ""]))
+
+    def take_message(self, status="200 OK", wait_s=TIMEOUT_S):
+        """The next MESSAGE, answered; None where none comes."""
+        end = time.monotonic() + wait_s
+        while (text := self.receive(max(0, end - time.monotonic()))) is not None:
+            if text.startswith("MESSAGE "):
+                self.answer(text, status)
+                return text
+        return None
+
+
+def header(text, name):
+    found = re.search(rf"^{name}: *(.*?)\r$", text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def body_of(text):
+    return text.split("\r\n\r\n", 1)[1]
+
+
+def code(answer):
+    return int(answer.split(" ")[1])
+
+
+class Setting:
+    """A configuration with a spool, on a free port."""
+
+    def __init__(self, offline="spool=${configpath}/spool", users=("101", "102", "103")):
+        self.temporary = tempfile.TemporaryDirectory()
+        self.directory = self.temporary.name
+        self.port = free_port()
+        self.write(offline, users)
+
+    def write(self, offline, users=("101", "102", "103")):
+        path = pathlib.Path(self.directory)
+        (path / "ysipchan.conf").write_text(
+            f"[general]\naddr=127.0.0.1\nport={self.port}\n[registrar]\nauth_required=no\n"
+            f"expires_min=1\n[message]\nenable=yes\nauth_required=no\noffline_code=480\n"
+            f"[offline]\nenable=yes\n{offline}\n")
+        (path / "regfile.conf").write_text("".join(f"[{user}]\n" for user in users))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.temporary.cleanup()
+
+    def files(self, ending=".msg"):
+        spool = pathlib.Path(self.directory) / "spool"
+        return sorted(path.name for path in spool.glob(f"*{ending}"))
+
+
+def spool(*arguments):
+    return subprocess.run([PROGRAM, "spool", *arguments], stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+class Keeping(unittest.TestCase):
+    def test_messages_are_kept_over_a_restart_and_delivered_in_order_as_they_were_sent(self):
+        with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone:
+            with Served(setting.directory):
+                for text in ("one", "two", "three"):
+                    self.assertEqual(sender.ask(
+                        "MESSAGE", "102", text,
+                        headers="Content-Type: text/html\r\nSubject: s\r\n"
+                                "Date: Wed, 26 Nov 2025 12:00:00 GMT\r\n"), 202)
+                self.assertEqual(len(setting.files()), 3)
+            with Served(setting.directory):
+                self.assertEqual(phone.register("102"), 200)
+                for text in ("one", "two", "three"):
+                    message = phone.take_message()
+                    self.assertEqual(body_of(message), text)
+                    self.assertTrue(message.startswith(f"MESSAGE sip:102@127.0.0.1:{phone.port} "))
+                    self.assertTrue(header(message, "From").startswith('"Ann" <sip:101@127.0.0.1>'))
+                    self.assertEqual(header(message, "Content-Type"), "text/html")
+                    self.assertEqual(header(message, "Subject"), "s")
+                    self.assertEqual(header(message, "Date"), "Wed, 26 Nov 2025 12:00:00 GMT")
+                self.wait_until_empty(setting)
+                # Now he is there, and what is sent to him is not kept.
+                request = sender.request("MESSAGE", "102", "four")
+                sender.send(request)
+                self.assertEqual(body_of(phone.take_message()), "four")
+                self.assertEqual(code(sender.receive()), 200)
+                self.assertEqual(setting.files(), [])
+
+    def wait_until_empty(self, setting):
+        end = time.monotonic() + TIMEOUT_S
+        while setting.files() and time.monotonic() < end:
+            time.sleep(0.01)
+        self.assertEqual(setting.files(), [])
+
+    def test_a_phone_that_fails_gets_its_messages_when_it_registers_again(self):
+        with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
+                Served(setting.directory) as it:
+            for text in ("one", "two"):
+                self.assertEqual(sender.ask("MESSAGE", "102", text), 202)
+            self.assertEqual(phone.register("102"), 200)
+            self.assertEqual(body_of(phone.take_message("486 Busy Here")), "one")
+            it.wait_for("wait for the next REGISTER")
+            self.assertEqual(len(setting.files()), 2)
+            self.assertEqual(phone.register("102"), 200)
+            first, second = phone.take_message(), phone.take_message()
+            self.assertEqual((body_of(first), body_of(second)), ("one", "two"))
+
+    def test_a_message_that_one_phone_cannot_take_is_kept_for_another(self):
+        with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
+                Socket(setting.port) as other, Served(setting.directory) as it:
+            for text in ("one", "two"):
+                self.assertEqual(sender.ask("MESSAGE", "102", text), 202)
+            self.assertEqual(phone.register("102"), 200)
+            self.assertEqual(body_of(phone.take_message("415 Unsupported Media Type")), "one")
+            self.assertEqual(body_of(phone.take_message()), "two")
+            it.wait_for("this phone refuses it with 415")
+            self.assertEqual(phone.register("102"), 200)
+            self.assertIsNone(phone.take_message(wait_s=0.3))
+            self.assertEqual(other.register("102"), 200)
+            self.assertEqual(body_of(other.take_message()), "one")
+
+    def test_what_is_not_kept_is_answered_as_usual(self):
+        composing = "Content-Type: application/im-iscomposing+xml\r\n"
+        state = ("<isComposing xmlns='urn:ietf:params:xml:ns:im-iscomposing'>"
+                 "<state>active</state></isComposing>")
+        with Setting() as setting, Socket(setting.port) as sender, Served(setting.directory):
+            self.assertEqual(sender.ask("MESSAGE", "nobody", "x"), 404)
+            self.assertEqual(sender.ask("MESSAGE", "102", state, headers=composing), 480)
+            self.assertEqual(sender.ask("MESSAGE", "102", "x", headers="Expires: 0\r\n"), 480)
+            self.assertEqual(setting.files(), [])
+
+    def test_limits_refuse_and_the_log_names_the_key(self):
+        limits = "spool=${configpath}/spool\nmax_messages=2\nmax_per_sender=3"
+        with Setting(limits) as setting, Socket(setting.port) as sender, \
+                Served(setting.directory) as it:
+            codes = [sender.ask("MESSAGE", user, f"{i}")
+                     for i, user in enumerate(("102", "102", "102", "103", "103"))]
+            self.assertEqual(codes, [202, 202, 480, 202, 503])
+            it.wait_for("[offline] max_messages is reached")
+            it.wait_for("[offline] max_per_sender is reached")
+
+    def test_an_expired_message_is_dropped_with_a_line_in_the_log(self):
+        with Setting() as setting, Socket(setting.port) as sender, \
+                Served(setting.directory) as it:
+            self.assertEqual(sender.ask("MESSAGE", "102", "x", headers="Expires: 1\r\n"), 202)
+            self.assertRegex(it.wait_for("expired"), r'message \d{16} for "102" expired, undelivered')
+            KeepingTools.wait_until(lambda: setting.files() == [])
+
+    def test_a_sender_who_asks_is_told_that_his_message_was_stored_and_delivered(self):
+        cpim = ("From: <sip:101@127.0.0.1>\r\nTo: <sip:102@127.0.0.1>\r\n"
+                "DateTime: 2025-11-26T12:00:00Z\r\nNS: imdn <urn:ietf:params:imdn>\r\n"
+                "imdn.Message-ID: abc\r\n"
+                "imdn.Disposition-Notification: positive-delivery, processing\r\n\r\n"
+                "Content-Type: text/plain\r\n\r\nhello")
+        kind = "Content-Type: message/cpim\r\n"
+        for notify in ("yes", "no"):
+            with Setting(f"spool=${{configpath}}/spool\nnotify={notify}") as setting, \
+                    Socket(setting.port) as sender, Socket(setting.port) as own, \
+                    Socket(setting.port) as phone, Served(setting.directory):
+                self.assertEqual(own.register("101"), 200)
+                self.assertEqual(sender.ask("MESSAGE", "102", cpim, headers=kind), 202)
+                if notify == "yes":
+                    notice = own.take_message()
+                    self.assertIn("<message-id>abc</message-id>", notice)
+                    self.assertIn("<stored/>", re.sub(r"\s+/>", "/>", notice))
+                self.assertEqual(phone.register("102"), 200)
+                self.assertIn("hello", phone.take_message())
+                if notify == "yes":
+                    notice = own.take_message()
+                    self.assertIn("<delivered/>", re.sub(r"\s+/>", "/>", notice))
+                    # A notice is never kept, nor answered with a notice: the sender is gone.
+                    own.register("101", expires=0)
+                    self.assertEqual(phone.ask("MESSAGE", "101", body_of(notice), headers=kind,
+                                               sender="102"), 480)
+                self.assertIsNone(own.take_message(wait_s=0.2))
+
+    def test_a_reload_keeps_what_is_kept_in_memory_too(self):
+        with Setting("spool=") as setting, Socket(setting.port) as sender, \
+                Socket(setting.port) as phone, Served(setting.directory) as it:
+            self.assertIn("kept in memory", "\n".join(it.lines))
+            self.assertEqual(sender.ask("MESSAGE", "102", "x"), 202)
+            it.process.send_signal(signal.SIGHUP)
+            it.wait_for("reloaded")
+            self.assertEqual(phone.register("102"), 200)
+            self.assertEqual(body_of(phone.take_message()), "x")
+
+    def test_a_reload_takes_over_the_spool(self):
+        with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
+                Served(setting.directory) as it:
+            self.assertEqual(sender.ask("MESSAGE", "102", "x"), 202)
+            it.process.send_signal(signal.SIGHUP)
+            it.wait_for("reloaded")
+            self.assertEqual(phone.register("102"), 200)
+            self.assertEqual(body_of(phone.take_message()), "x")
+
+    def test_two_servers_do_not_work_on_one_spool(self):
+        with Setting() as first, Setting(f"spool={first.directory}/spool") as second, \
+                Served(first.directory) as it, Served(second.directory) as other:
+            line = other.wait_for("works on this spool")
+            self.assertIn(f"process {it.process.pid} ", line)
+            with Socket(second.port) as sender:
+                self.assertEqual(sender.ask("MESSAGE", "102", "x"), 480)
+
+    def test_a_spool_that_cannot_be_made_is_named_by_check(self):
+        with Setting("spool=/no/such/place") as setting:
+            done = subprocess.run([PROGRAM, "check", "-c", setting.directory],
+                                  capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+            self.assertEqual(done.returncode, 2)
+            self.assertRegex(done.stdout, r"ysipchan\.conf:\d+: error: \[offline\] spool: /no/such is no")
+
+
+class KeepingTools:
+    @staticmethod
+    def wait_until(condition):
+        end = time.monotonic() + TIMEOUT_S
+        while not condition():
+            if time.monotonic() > end:
+                raise AssertionError("it never came to be")
+            time.sleep(0.01)
+
+
+class Spool(unittest.TestCase):
+    def test_list_show_and_drop_work_while_the_server_runs(self):
+        with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
+                Served(setting.directory):
+            for text in ("one\x1b[2J", "two", "three"):
+                self.assertEqual(sender.ask("MESSAGE", "102", text), 202)
+            listed = spool("list", "-c", setting.directory)
+            self.assertEqual((listed.returncode, listed.stderr), (0, ""))
+            rows = listed.stdout.splitlines()
+            self.assertEqual(len(rows), 4)
+            ids = [row.split()[0] for row in rows[1:]]
+            self.assertEqual([f"{number}.msg" for number in ids], setting.files())
+            shown = spool("show", "-c", setting.directory, ids[1])
+            self.assertIn("User: 102\n", shown.stdout)
+            self.assertTrue(shown.stdout.endswith("\n\ntwo"))
+            dropped = spool("drop", "-c", setting.directory, ids[1])
+            self.assertEqual((dropped.returncode, dropped.stdout), (0, f"dropped {ids[1]}\n"))
+            self.assertEqual(phone.register("102"), 200)
+            self.assertEqual(body_of(phone.take_message()), "one\x1b[2J")
+            self.assertEqual(body_of(phone.take_message()), "three")
+
+    def test_what_is_wrong_is_said(self):
+        with Setting() as setting, Setting("spool=") as memory:
+            for arguments, status, said in (
+                    ([], 2, "list, show or drop"),
+                    (["dance", "-c", setting.directory], 2, "list, show or drop"),
+                    (["list"], 2, "needs -c DIR"),
+                    (["list", "-c", "/no/such"], 2, "/no/such"),
+                    (["list", "-c", memory.directory], 2, "no spool is set"),
+                    (["list", "-c", setting.directory], 2, "/spool: "),
+                    (["show", "-c", setting.directory], 2, "needs the number of a message"),
+                    (["drop", "-c", setting.directory, "../x"], 2, "is no number of a message")):
+                with self.subTest(arguments):
+                    done = spool(*arguments)
+                    self.assertEqual((done.returncode, done.stdout), (status, ""))
+                    self.assertIn(said, done.stderr)
+            with Served(setting.directory):
+                done = spool("drop", "-c", setting.directory, "1")
+                self.assertEqual(done.returncode, 1)
+                self.assertIn("no message 0000000000000001", done.stderr)
+
+
+class Load:
+    """A sender and a recipient that live through any number of restarts of the server.
+
+    The sender repeats each request until it is answered, over restarts too, as RFC 3261 17.1.2.2
+    has it. The recipient answers every MESSAGE with 200 and counts it.
+    """
+    OUTSTANDING = 8
+
+    def __init__(self, port):
+        self.sender = Socket(port)
+        self.phone = Socket(port)
+        self.unanswered = {}
+        self.accepted = {}
+        self.received = set()
+        self.delivered = {}
+        self.next_number = 0
+
+    def close(self):
+        self.sender.socket.close()
+        self.phone.socket.close()
+
+    def register(self):
+        """Asked once per start; what it brings is read by `run`."""
+        self.phone.send(self.phone.request(
+            "REGISTER", "102", sender="102",
+            headers=f"Contact: <sip:102@127.0.0.1:{self.phone.port}>\r\nExpires: 3600\r\n"))
+
+    def repeat(self):
+        for request in self.unanswered.values():
+            self.sender.send(request)
+
+    def run(self, seconds, sends=True):
+        end = time.monotonic() + seconds
+        sockets = [self.sender.socket, self.phone.socket]
+        while (left := end - time.monotonic()) > 0:
+            while sends and len(self.unanswered) < self.OUTSTANDING:
+                text = f"m{self.next_number}"
+                self.next_number += 1
+                request = self.sender.request("MESSAGE", "102", text)
+                self.unanswered[header(request, "Call-ID")] = request
+                self.sender.send(request)
+            ready, _, _ = select.select(sockets, [], [], left)
+            if self.sender.socket in ready:
+                self.take_answer(self.sender.receive(0))
+            if self.phone.socket in ready:
+                self.take_message(self.phone.receive(0))
+
+    def take_answer(self, answer):
+        if answer is None:
+            return
+        request = self.unanswered.get(header(answer, "Call-ID"))
+        if request is None:
+            return
+        if code(answer) not in (200, 202):
+            raise AssertionError(f"refused: {answer}")
+        del self.unanswered[header(answer, "Call-ID")]
+        self.accepted[body_of(request)] = code(answer)
+
+    def take_message(self, text):
+        if text is None or not text.startswith("MESSAGE "):
+            return
+        self.received.add(body_of(text))
+        if header(text, "Call-ID").startswith("kept-"):
+            branch = re.search(r"branch=([^;\r]*)", text).group(1)
+            # One transaction is one delivery, however often it is repeated.
+            self.delivered.setdefault(body_of(text), set()).add(branch)
+        self.phone.answer(text)
+
+
+class Killed(unittest.TestCase):
+    def test_no_kill_loses_an_accepted_message_or_repeats_more_than_the_one_in_flight(self):
+        chance = random.Random(SEED)
+        limits = "spool=${configpath}/spool\nmax_messages=100000\nmax_per_sender=100000"
+        with Setting(limits) as setting:
+            load = Load(setting.port)
+            for kill in range(KILLS):
+                with Served(setting.directory) as it:
+                    load.repeat()
+                    # Now the phone is there from the start, now later, now not at all: so messages
+                    # are relayed, delivered from the spool, or kept when the server is killed.
+                    registers_after = chance.choice((0, chance.uniform(0, 0.06), None, None))
+                    life_s = chance.uniform(0, 0.2)
+                    if registers_after is not None and registers_after < life_s:
+                        load.run(registers_after)
+                        load.register()
+                        life_s -= registers_after
+                    load.run(life_s)
+                    it.kill()
+            with Served(setting.directory):
+                load.repeat()
+                load.register()
+                KeepingTools.wait_until(lambda: load.run(0.1, sends=False) or (
+                    not load.unanswered and not setting.files()))
+                load.run(0.2, sends=False)
+            load.close()
+            self.check(load)
+
+    def check(self, load):
+        kept = [text for text, status in load.accepted.items() if status == 202]
+        lost = [text for text in load.accepted if text not in load.received]
+        # What was relayed and not answered before a kill is the sender's to repeat; from the spool
+        # a message comes once, but for the one that was in flight.
+        repeated = sum(len(branches) - 1 for branches in load.delivered.values())
+        print(f"{KILLS} kills: {len(load.accepted)} accepted, {len(kept)} of them kept, "
+              f"{len(lost)} lost, {repeated} kept ones delivered again", file=sys.stderr)
+        self.assertEqual(lost, [])
+        self.assertGreater(len(kept), KILLS)
+        self.assertGreater(len(load.accepted) - len(kept), 0)
+        self.assertLessEqual(repeated, KILLS)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)
