@@ -17,6 +17,15 @@
 
 #include "javascript_runner.hpp"
 
+// The sanitizers reserve terabytes of address space.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SIPMSG_WITHOUT_ADDRESS_LIMIT
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SIPMSG_WITHOUT_ADDRESS_LIMIT
+#endif
+#endif
+
 namespace modules {
 
 namespace {
@@ -105,11 +114,11 @@ void set_limit(int resource, rlim_t value) {
 /// The heap keeps its own limit; these are for what surrounds it, should that go wrong.
 void limit_resources(std::size_t memory_limit) {
   set_limit(RLIMIT_CORE, 0);
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#ifndef SIPMSG_WITHOUT_ADDRESS_LIMIT
   constexpr std::size_t surroundings = std::size_t{1} << 30;  // program, libraries, frames
   set_limit(RLIMIT_AS, memory_limit + surroundings);
 #else
-  (void)memory_limit;  // the sanitizers reserve terabytes of address space
+  (void)memory_limit;
 #endif
 }
 

@@ -133,7 +133,7 @@ void ScriptProcess::launch() {
     return restart_later();
   }
   write_start();
-  add_work("its own start");
+  add_work("was loaded");
   child_->flush();
 }
 
@@ -217,7 +217,7 @@ bool ScriptProcess::take(FrameType type, FrameReader& fields) {
   switch (type) {
     case FrameType::done: return take_done();
     case FrameType::busy:
-      work_.push_front({shown(fields.text())});
+      work_.push_front(shown(fields.text()));
       work_deadline_ms_ = now_ms() + surroundings_.limits.time_limit_ms;
       arm();
       return true;
@@ -331,7 +331,7 @@ bool ScriptProcess::take_shared(FrameReader& fields) {
   const std::string name(fields.text());
   const std::string_view value = fields.text();
   if (!fields.is_good()) return false;
-  SharedVariables& shared = surroundings_.shared;
+  SharedVariables& shared = *surroundings_.shared;
   std::optional<std::string> found;
   switch (operation) {
     case SharedOperation::get: found = shared.get(name); break;
@@ -367,17 +367,18 @@ bool ScriptProcess::take_log(FrameReader& fields) {
 
 void ScriptProcess::add_work(std::string what) {
   if (work_.empty()) work_deadline_ms_ = now_ms() + surroundings_.limits.time_limit_ms;
-  work_.push_back({std::move(what)});
+  work_.push_back(std::move(what));
   arm();
 }
 
 void ScriptProcess::ask(std::uint64_t handler, const MessagePointer& message, Answer answer) {
+  if (stopped_ || !child_) return answer(false);
   const bool full = asked_.size() >= surroundings_.limits.max_queue;
   if (full && !std::exchange(queue_was_full_, true)) {
     log(Severity::warning, "is asked about too many messages; some go on without it");
   }
   if (!full) queue_was_full_ = false;
-  if (full || !child_) return answer(false);
+  if (full) return answer(false);
   FrameWriter& frames = child_->frames();
   const std::uint64_t id = ++last_id_;
   frames.begin(FrameType::handle);
@@ -441,7 +442,7 @@ void ScriptProcess::on_timer() {
   if (restart_ms_ <= time_ms) launch();
   if (work_deadline_ms_ <= time_ms && child_) {
     work_deadline_ms_ = never;
-    child_->kill("was stopped: it " + work_.front().what + " and did not come to an end within " +
+    child_->kill("was stopped: it " + work_.front() + " and did not come to an end within " +
                  std::to_string(surroundings_.limits.time_limit_ms) + " ms");
   }
   give_up_waiting(time_ms);

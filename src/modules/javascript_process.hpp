@@ -1,8 +1,8 @@
 // javascript_process: the server's side of one script: its handlers in the engine, the messages it
 // is asked about, the messages it dispatches, its limits, and its restarts.
 //
-// A script that runs longer than its time limit without a pause is killed; so is none that waits
-// for an answer. Whatever happens to it, each message it was asked about goes on to the next
+// A script that runs longer than its time limit without a pause is killed; one that waits for an
+// answer is not. Whatever happens to it, each message it was asked about goes on to the next
 // handler. It is started anew, at first at once, then later and later.
 #pragma once
 
@@ -32,7 +32,7 @@ struct ScriptLimits {
   std::size_t max_queue = 1000;  ///< messages it is asked about at one time
 };
 
-/// What all scripts of a server have in common. Outlives them.
+/// What all scripts of a server have in common. Outlives them, and so does what it points to.
 struct ScriptSurroundings {
   uv_loop_t* loop = nullptr;
   Engine* engine = nullptr;
@@ -40,7 +40,7 @@ struct ScriptSurroundings {
   std::string program;  ///< this very program, to be run with `run-script`
   sipmsg::RunParameters run_parameters;
   std::uint64_t started_ms = 0;  ///< on the loop's clock
-  SharedVariables shared;
+  SharedVariables* shared = nullptr;
   ScriptLimits limits;
 };
 
@@ -64,10 +64,6 @@ class ScriptProcess final : private ScriptChild::Events {
   int pid() const { return child_ ? child_->pid() : 0; }
 
  private:
-  /// Something the script was told to do. The first of them is what it does now.
-  struct Work {
-    std::string what;
-  };
   /// A message the script is asked about.
   struct Asked {
     MessagePointer message;
@@ -126,7 +122,7 @@ class ScriptProcess final : private ScriptChild::Events {
   std::vector<Installed> installed_;
   std::map<std::uint64_t, Asked> asked_;  ///< by id, so the oldest first
   std::uint64_t last_id_ = 0;
-  std::deque<Work> work_;
+  std::deque<std::string> work_;  ///< what it was told to do; it does the first of them now
   std::uint64_t work_deadline_ms_ = UINT64_MAX;
   std::uint64_t restart_ms_ = UINT64_MAX;
   std::uint64_t launched_ms_ = 0;

@@ -234,7 +234,7 @@ void ScriptRunner::run_timers(duk_context* context) {
   const Timer timer = timers_.begin()->second;
   timers_.erase(timers_.begin());
   if (timer.interval_ms > 0) timers_.emplace(now_ms() + timer.interval_ms, timer);
-  begin_work("a timer");
+  begin_work("ran a timer");
   Call call{this, Hook::due, FrameReader({}), timer.id};
   protect(context, call);
   end_work();
@@ -254,7 +254,7 @@ bool ScriptRunner::wait_for(duk_context* context, std::uint64_t id) {
   waits_.pop_back();
   const bool arrived = has_arrived();
   arrived_.erase(std::remove(arrived_.begin(), arrived_.end(), id), arrived_.end());
-  begin_work("what it waited for inside a callback");
+  begin_work("went on inside a callback");
   return arrived;
 }
 
