@@ -118,7 +118,9 @@ bool ScriptChild::pump(int wait_ms) {
   if (socket_ < 0) return false;
   const short wanted = backlog() > 0 ? POLLIN | POLLOUT : POLLIN;
   pollfd entry{socket_, wanted, 0};
-  if (::poll(&entry, 1, wait_ms) <= 0) return false;
+  const int ready = ::poll(&entry, 1, wait_ms);
+  if (ready < 0 && errno == EINTR) return true;  // another child has ended, mostly
+  if (ready <= 0) return false;
   on_ready(((entry.revents & POLLOUT) != 0 ? UV_WRITABLE : 0) |
            ((entry.revents & ~POLLOUT) != 0 ? UV_READABLE : 0));
   return socket_ >= 0;

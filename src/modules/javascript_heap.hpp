@@ -27,7 +27,7 @@ class ScriptHeap {
   std::size_t used() const { return used_; }
   /// Whether something did not fit since it was asked last.
   bool take_failure();
-  /// Collects the garbage and says whether nearly all of the limit is in use nevertheless.
+  /// Collects the garbage and says whether more than half of the limit is in use nevertheless.
   bool is_exhausted();
 
   void* owner = nullptr;  ///< whoever the functions of the heap need to find

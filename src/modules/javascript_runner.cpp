@@ -67,8 +67,7 @@ void ScriptRunner::end_work() {
 }
 
 bool ScriptRunner::turn(duk_context* context) {
-  run_timers(context);
-  if (over_) return false;
+  if (run_timer(context)) return !over_;
   std::string frame;
   if (!inbox_.empty()) {
     frame = std::move(inbox_.front());
@@ -228,9 +227,8 @@ std::uint64_t ScriptRunner::next_timer_wait_ms() {
   return due_ms > time_ms ? due_ms - time_ms : 0;
 }
 
-/// One at most, so that timers do not keep messages waiting.
-void ScriptRunner::run_timers(duk_context* context) {
-  if (timers_.empty() || next_timer_wait_ms() > 0) return;
+bool ScriptRunner::run_timer(duk_context* context) {
+  if (timers_.empty() || next_timer_wait_ms() > 0) return false;
   const Timer timer = timers_.begin()->second;
   timers_.erase(timers_.begin());
   if (timer.interval_ms > 0) timers_.emplace(now_ms() + timer.interval_ms, timer);
@@ -238,6 +236,7 @@ void ScriptRunner::run_timers(duk_context* context) {
   Call call{this, Hook::due, FrameReader({}), timer.id};
   protect(context, call);
   end_work();
+  return true;
 }
 
 // ---- waiting inside of the script

@@ -67,9 +67,9 @@ class ScriptRunner final : public ScriptHost {
   };
   struct Call;
 
-  /// One frame, or the timers that are due. False at the end.
+  /// A timer that is due, or else one frame. False at the end.
   bool turn(duk_context* context);
-  void run_timers(duk_context* context);
+  bool run_timer(duk_context* context);
   std::uint64_t next_timer_wait_ms();
   bool process(duk_context* context, const std::string& frame);
   bool start(FrameReader& frame);

@@ -24,7 +24,7 @@ namespace {
 
 using Parameters = ListMessage::Parameters;
 
-/// Scripts on an engine, and everything that is logged.
+/// Scripts on an engine, and everything that is logged, but nothing twice in a row.
 class Scripts {
  public:
   explicit Scripts(ScriptLimits limits = {}) {
@@ -34,7 +34,7 @@ class Scripts {
     surroundings_.shared = &shared_;
     surroundings_.limits = limits;
     surroundings_.log = [this](sipmsg::Severity, std::string_view line) {
-      lines.emplace_back(line);
+      if (lines.empty() || lines.back() != line) lines.emplace_back(line);
     };
   }
   ~Scripts() {
@@ -137,7 +137,7 @@ TEST_CASE("javascript: a script in an endless loop is killed, its messages go on
   const auto behind = scripts.send("call.route", {{"caller", "2"}});
   CHECK(scripts.loop.run_until([&] { return bad->handled == 1 && behind->handled == 1; }));
   const std::uint64_t took_ms = (uv_hrtime() - began) / 1000000;
-  CHECK(took_ms >= 290);
+  CHECK(took_ms >= 200);
   CHECK(took_ms < 5000);
   CHECK(later == std::vector<std::string>{"666", "2"});
   CHECK(scripts.has_line("loop: its process was stopped: it handled call.route (caller 666, "
@@ -155,13 +155,12 @@ TEST_CASE("javascript: an endless loop in a regular expression, in a timer or at
       {"Engine.setTimeout(function () { while (true) {} }, 1);", "it ran a timer"},
       {"while (true) {}", "it was loaded"},
       {"while (true) Engine.output('x');", "it was loaded"},
-      {"Engine.setTimeout(function () { /^(a*)*(a*)*(a*)*$/.test("
-       "new Array(1000).join('a') + 'b'); while (true) {} }, 1);",
+      {"Engine.setTimeout(function () { /(x+x+)+y/.test(new Array(40).join('x')); }, 1);",
        "it ran a timer"},
       {"[1].forEach(function () { Engine.usleep(10); while (true) {} });",
        "it went on inside a callback"}};
   for (const auto& [text, said] : rows) {
-    CAPTURE(text);
+    CAPTURE(std::string(text));
     Scripts scripts(quick(200));
     scripts.add(text);
     const std::string line = std::string("was stopped: ") + said;
@@ -335,7 +334,7 @@ TEST_CASE("javascript: filters choose what a script is asked about") {
                         {"^", "anything", true}};
   Scripts scripts;
   for (std::size_t i = 0; i < std::size(cases); ++i) {
-    CAPTURE(cases[i].filter);
+    CAPTURE(std::string(cases[i].filter));
     const std::string name = "n" + std::to_string(i);
     scripts.add("Message.install(function () { return true; }, '" + name + "', 50, 'caller', '" +
                     cases[i].filter + "');",
