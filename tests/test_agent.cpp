@@ -37,10 +37,13 @@ class Wire final : public Sink {
     sent.push_back({flow, message.to_string()});
     return {};
   }
+  bool has_stream_to(const SocketAddress&) const override { return has_stream; }
+
   std::vector<Sent> sent;
   Error no_way;
   Error broken;
   bool has_no_tcp = false;
+  bool has_stream = false;
 };
 
 SipHashKey key_of(unsigned char octet) {
@@ -374,6 +377,19 @@ TEST_CASE("a large request goes over TCP, asked for or not, and says so in its V
       CHECK(fixture.wire.sent[0].flow.socket == (by_tcp ? tcp_socket : udp_socket));
       CHECK(parsed(fixture.last()).top_via()->transport == (by_tcp ? "TCP" : "UDP"));
     }
+  }
+}
+
+TEST_CASE("a large request stays on the socket it is given, unless there is a TCP connection") {
+  for (bool has_stream : {false, true}) {
+    Fixture fixture;
+    fixture.wire.has_stream = has_stream;
+    Outgoing outgoing = to_bob();
+    outgoing.body.assign(1300, 'x');
+    outgoing.next_hop = flow_from("192.0.2.9:5060");
+    REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+    CHECK(fixture.wire.sent[0].flow ==
+          flow_from("192.0.2.9:5060", has_stream ? Transport::tcp : Transport::udp));
   }
 }
 

@@ -461,6 +461,19 @@ TEST_CASE("a registrar that ICMP says is not there is asked again") {
   CHECK(fixture.sent_requests().size() == 2);
 }
 
+TEST_CASE("a registrar that wants more each time is not followed at once") {
+  Fixture fixture;
+  fixture.start();
+  fixture.answer(423, "Min-Expires: 700\r\n");
+  fixture.answer(423, "Min-Expires: 701\r\n");
+  CHECK(fixture.status().state == State::retrying);
+  CHECK(fixture.sent_requests().size() == 2);
+  fixture.pass(1000);
+  fixture.answer(423, "Min-Expires: 702\r\n");
+  fixture.grant(702);
+  CHECK(fixture.status().state == State::registered);
+}
+
 // ---- keep-alives --------------------------------------------------------------------------------
 
 TEST_CASE("while it is registered the way to us is kept open") {

@@ -543,8 +543,10 @@ inline Error Agent::transmit(Handle handle) {
   };
   Flow flow = sent.hops[sent.hop];
   auto octets = write(sent, flow, branch);
-  sent.is_by_size = octets && flow.transport == Transport::udp && octets->size() > datagram_limit &&
-                    !sent.has_no_stream;
+  // A way that is given with its socket is not left for one that may not be there.
+  const bool may_switch = sent.hops[sent.hop].socket == 0 || sink_.has_stream_to(flow.remote);
+  sent.is_by_size = octets && octets->size() > datagram_limit && may_switch &&
+                    flow.transport == Transport::udp && !sent.has_no_stream;
   if (sent.is_by_size) {
     Flow stream;
     stream.transport = Transport::tcp;

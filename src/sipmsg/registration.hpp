@@ -130,6 +130,7 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   Phase phase_ = Phase::idle;
   bool is_waiting_ = false;  ///< a REGISTER is under way
   bool is_unregistering_ = false;
+  bool has_raised_ = false;    ///< what is asked for; a registrar may want that once in a row
   bool may_be_bound_ = false;  ///< so that there is something to take back
   std::uint32_t try_number_ = 0;
   std::uint64_t now_ms_ = 0;
@@ -272,7 +273,7 @@ inline void RegistrationKeeper::on_outcome(const Outcome& outcome) {
     const auto minimum =
         outcome.response->delta_seconds(outcome.response->header(HeaderId::min_expires));
     const std::uint32_t wanted = std::min(minimum.value_or(0), longest_wish_s);
-    if (wanted > expires_s_) {
+    if (wanted > expires_s_ && !std::exchange(has_raised_, true)) {
       expires_s_ = wanted;
       return try_now(now_ms_);
     }
@@ -294,6 +295,7 @@ inline void RegistrationKeeper::on_granted(const Outcome& outcome) {
   const std::uint32_t seconds = granted_s(*outcome.response);
   if (seconds == 0) return fail(outcome, 0);  // granted in words only
   failures_ = 0;
+  has_raised_ = false;
   flow_ = outcome.flow;
   status_.state = State::registered;
   status_.expires_s = seconds;
@@ -336,6 +338,7 @@ inline std::uint32_t RegistrationKeeper::granted_s(const MessageView& response) 
 /// It did not work this time.
 inline void RegistrationKeeper::fail(const Outcome& outcome, std::uint64_t at_least_ms) {
   flow_ = Flow();
+  has_raised_ = false;
   keepalive_at_ms_.reset();
   status_.state = State::retrying;
   status_.error = outcome.error;
