@@ -8,7 +8,7 @@
 //
 // Left out on purpose: fetching or removing others' bindings; several bindings for one contact
 // (RFC 5626 reg-id); waiting for the pong to a ping, which few registrars send over TCP and none
-// over UDP: there a restart of the registrar shows at the next refresh.
+// over UDP: there a restart that no keep-alive fell into shows at the next refresh.
 #pragma once
 
 #include <algorithm>
@@ -89,6 +89,9 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   /// A TCP connection is gone: where it is the one we are reached over, another is made.
   void connection_closed(std::uint32_t socket, Error error, std::uint64_t now_ms);
 
+  /// Datagrams do not reach that peer: where it is the one that knows us, it is asked again.
+  void unreachable(const SocketAddress& peer, Error error, std::uint64_t now_ms);
+
   const RegistrationStatus& status() const { return status_; }
   const RegistrationOptions& options() const { return options_; }
 
@@ -116,6 +119,7 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   std::uint64_t back_off();
   std::uint32_t granted_s(const MessageView& response) const;
   void start_keepalive(std::uint64_t now_ms);
+  void lose_way(Error error, std::uint64_t now_ms);
 
   Agent& agent_;
   RegistrationOptions options_;
@@ -369,10 +373,17 @@ inline void RegistrationKeeper::start_keepalive(std::uint64_t now_ms) {
 
 inline void RegistrationKeeper::connection_closed(std::uint32_t socket, Error error,
                                                   std::uint64_t now_ms) {
+  if (flow_.transport == Transport::tcp && flow_.socket == socket) lose_way(error, now_ms);
+}
+
+inline void RegistrationKeeper::unreachable(const SocketAddress& peer, Error error,
+                                            std::uint64_t now_ms) {
+  if (flow_.transport == Transport::udp && flow_.remote == peer) lose_way(error, now_ms);
+}
+
+inline void RegistrationKeeper::lose_way(Error error, std::uint64_t now_ms) {
   if (phase_ != Phase::active || status_.state != State::registered) return;
-  if (flow_.transport != Transport::tcp || flow_.socket != socket) return;
-  // A REGISTER under way will say by itself what became of it.
-  if (is_waiting_) return;
+  if (is_waiting_) return;  // the REGISTER under way will say by itself what became of it
   now_ms_ = now_ms;
   Outcome outcome;
   outcome.error = error;
