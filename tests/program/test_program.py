@@ -119,7 +119,7 @@ class CommandLine(unittest.TestCase):
         for arguments, said in ((
                 [], "a subcommand is missing"), (
                 ["dance"], "unknown subcommand dance"), (
-                ["serve", "--fast"], "unknown argument --fast"), (
+                ["serve", "--fast"], "unknown option --fast"), (
                 ["serve", "-c"], "-c needs a value"), (
                 ["serve", "--listen", "127.0.0.1:5060"], "expected udp:HOST:PORT or tcp:HOST:PORT"), (
                 ["serve", "--listen", "udp:localhost:5060"], "expected a numeric address"), (
