@@ -35,7 +35,9 @@
 //   relay.hpp         one MESSAGE to every binding, and the best answer back
 //   proxy.hpp         the server's decisions: register, relay, answer, refuse
 //   login.hpp         a client's side of the password question
+//   locate.hpp        where a URI's host is: SRV records, addresses, in the order to be tried
 //   agent.hpp         the two ends: sends requests, receives them, answers
+//   registration.hpp  a client that stays registered
 //   loop.hpp          handles that close cleanly, the clock, the one timer
 //   files.hpp         whole files, read, and replaced in one step
 //   udp.hpp           datagrams in batches
@@ -156,6 +158,8 @@
   X(bad_address,              "the address is not a numeric IP address with port")                \
   X(bad_configuration,        "the configuration has errors")                                     \
   X(limit_reached,            "a limit was reached")                                              \
+  X(unknown_host,             "no address was found for the host")                                \
+  X(bad_dns_answer,           "the answer of the DNS is malformed")                               \
   X(gone,                     "the transaction or connection is gone")                            \
   X(timeout,                  "no answer came in time")                                           \
   X(closed,                   "closed while waiting")                                             \
@@ -4915,6 +4919,18 @@ class Random {
   std::uint64_t count_ = 0;
 };
 
+namespace detail {
+
+/// Sixteen octets of `random`: the seed of another one, or a key.
+inline SipHashKey next_key(Random& random) {
+  SipHashKey key;
+  store_little(random.next(), key.data());
+  store_little(random.next(), key.data() + 8);
+  return key;
+}
+
+}  // namespace detail
+
 }  // namespace sipmsg
 
 // ========================================== digest.hpp ==========================================
@@ -4927,8 +4943,8 @@ class Random {
 // response, and the two who use it, DigestClient and DigestAuthenticator. The server keeps nothing
 // for a nonce it hands out: a nonce carries its time and a seal over that and the client's address.
 // Only a nonce that a right password was used with is remembered, so that it cannot be replayed.
-// Left out on purpose: Authentication-Info, nextnonce, userhash and username* (RFC 7616 3.4.4),
-// which no softphone sends, and Basic, which RFC 3261 22.4 forbids.
+// Left out on purpose: Authentication-Info but for its nextnonce, userhash and username* (RFC
+// 7616 3.4.4), which no softphone sends, and Basic, which RFC 3261 22.4 forbids.
 
 namespace sipmsg {
 
@@ -5415,6 +5431,22 @@ class DigestClient {
     qop_ = challenge.offers_auth       ? DigestQop::auth
            : challenge.offers_auth_int ? DigestQop::auth_int
                                        : DigestQop::none;
+    return {};
+  }
+
+  /// Takes over the nonce that a server gives with its answer, instead of a challenge, for the next
+  /// request (RFC 7616 3.5): the value of nextnonce, as written. Its count begins anew. Errors:
+  /// `bad_argument` before a challenge was taken, and for no nonce; `forbidden_octet`.
+  Error take_next_nonce(std::string_view next_nonce, std::string_view cnonce) {
+    if (!is_ready() || next_nonce.empty()) return ErrorCode::bad_argument;
+    if (has_forbidden_octet(next_nonce) || has_forbidden_octet(cnonce)) {
+      return ErrorCode::forbidden_octet;
+    }
+    std::string nonce = quote(unquote(next_nonce));
+    if (nonce == nonce_) return {};
+    nonce_ = std::move(nonce);
+    nonce_count_ = 0;
+    cnonce_ = quote(cnonce);
     return {};
   }
 
@@ -9791,13 +9823,6 @@ class TransactionLayer {
 
 namespace detail {
 
-inline SipHashKey next_key(Random& random) {
-  SipHashKey key;
-  store_little(random.next(), key.data());
-  store_little(random.next(), key.data() + 8);
-  return key;
-}
-
 inline TransactionHash::TransactionHash(Random random)
     : low_(next_key(random)), high_(next_key(random)), tag_(next_key(random)) {}
 
@@ -11762,8 +11787,9 @@ inline void Proxy::on_options(ServerTransaction server, const MessageView& reque
 //
 // A server asks with 401 or 407; a client sends the request again with credentials (RFC 3261 22.2,
 // 22.3). The nonce stays good for a while, so what follows carries credentials at once, with a
-// rising count. A password that was refused is not tried again: softphones that do lock their
-// owners out. The arithmetic is that of digest.hpp; who sends the request again is agent.hpp.
+// rising count, or with the next nonce where an answer brought one. A password that was refused is
+// not tried again: softphones that do lock their owners out. The arithmetic is that of digest.hpp;
+// who sends the request again is agent.hpp.
 
 namespace sipmsg {
 
@@ -11818,6 +11844,25 @@ class Login {
     return true;
   }
 
+  /// Takes the nonce that an answer brings for the next request (RFC 7616 3.5). It does not say of
+  /// which realm it speaks, so it is passed over where several could be meant. `cnonce` is a fresh
+  /// random token.
+  void take_next_nonce(const MessageView& response, std::string_view cnonce) {
+    for (const bool is_proxy : {false, true}) {
+      const auto info =
+          response.header(is_proxy ? "Proxy-Authentication-Info" : "Authentication-Info");
+      if (!info) continue;
+      const auto next_nonce = Parameters(*info, ',').find("nextnonce");
+      const auto is_meant = [is_proxy](const Answer& answer) {
+        return answer.is_proxy == is_proxy && !answer.refused && answer.client.is_ready();
+      };
+      if (!next_nonce || std::count_if(answers_.begin(), answers_.end(), is_meant) != 1) continue;
+      const auto answer = std::find_if(answers_.begin(), answers_.end(), is_meant);
+      // One that cannot be used is no loss: the server will challenge.
+      static_cast<void>(answer->client.take_next_nonce(*next_nonce, cnonce));
+    }
+  }
+
   /// Writes Authorization and Proxy-Authorization for one request, as far as challenges are known.
   /// `uri` is the Request-URI as it is sent. Each call counts as one use of the nonces.
   void write(Output& out, std::string_view method, std::string_view uri, std::string_view body) {
@@ -11861,17 +11906,283 @@ class Login {
 
 }  // namespace sipmsg
 
+// ========================================== locate.hpp ==========================================
+
+// locate: from the host in a URI to the addresses where a request is tried, in order.
+//
+// RFC 3263 4 for a client without TLS: which transport, which port, which address, and which next
+// where one fails. RFC 2782 says how SRV records are ordered. Whoever can look up names stands
+// behind NameService: libuv and the system's resolver in dns.hpp, a table in the tests. The reply
+// to an SRV query is read here too (RFC 1035 4.1), because it comes from strangers.
+//
+// Left out on purpose: NAPTR (RFC 3263 4.1). Its one use is to let a domain choose among TLS, TCP
+// and UDP, and to a client without TLS it can say no more than the SRV records do, which a domain
+// must have anyway; few have NAPTR, and each message would wait for one more answer. So we ask for
+// SRV of the transports we speak, as the RFC has it for domains without NAPTR. Also left out:
+// IDNA, and remembering answers, which is the resolver's work.
+
+namespace sipmsg {
+
+/// Where a service can be had (RFC 2782). A lower priority is tried first; among equals the weight
+/// is the chance to be the first. The target has no final dot; "." alone means: no such service.
+struct SrvRecord {
+  std::uint16_t priority = 0;
+  std::uint16_t weight = 0;
+  std::uint16_t port = 0;
+  std::string target;
+};
+
+/// Looks up names. Each call leads to exactly one call of its handler, later, never from inside;
+/// to none once the service is closed or gone.
+class NameService {
+ public:
+  using AddressHandler = std::function<void(Error, const std::vector<IpAddress>&)>;
+  using SrvHandler = std::function<void(Error, const std::vector<SrvRecord>&)>;
+
+  /// A and AAAA of `host`, the preferred first. Error: `unknown_host`, or the network's.
+  virtual void look_up_addresses(const std::string& host, AddressHandler done) = 0;
+  /// SRV of `name` ("_sip._udp.example.org"), in any order. That there are none is no error.
+  virtual void look_up_srv(const std::string& name, SrvHandler done) = 0;
+
+ protected:
+  ~NameService() = default;
+};
+
+/// How many next hops are found at most.
+inline constexpr std::size_t max_next_hops = 10;
+/// How many servers of a domain have their addresses looked up, the preferred ones.
+inline constexpr std::size_t max_srv_targets = 8;
+/// How many SRV records are read of one answer.
+inline constexpr std::size_t max_srv_records = 32;
+
+/// The next hops in the order to be tried: at least one, at most `max_next_hops`, none twice, their
+/// `socket` 0; or the error that left none.
+using LocateHandler = std::function<void(Error, std::vector<Flow>)>;
+
+/// Puts the records in the order to be tried: by priority, and by chance among equals, in
+/// proportion to their weights (RFC 2782, usage rules).
+inline void order_srv(std::vector<SrvRecord>& records, Random& random) {
+  // Those of weight 0 first in their priority, so that they have a small chance, too.
+  std::sort(records.begin(), records.end(), [](const SrvRecord& a, const SrvRecord& b) {
+    return a.priority != b.priority ? a.priority < b.priority : a.weight < b.weight;
+  });
+  for (auto first = records.begin(); first != records.end(); ++first) {
+    std::uint64_t sum = 0;
+    auto last = first;
+    for (; last != records.end() && last->priority == first->priority; ++last) sum += last->weight;
+    const std::uint64_t drawn = random.next() % (sum + 1);
+    auto chosen = first;
+    for (std::uint64_t running = chosen->weight; running < drawn; running += chosen->weight) {
+      ++chosen;
+    }
+    std::rotate(first, chosen, chosen + 1);  // the others keep their order
+  }
+}
+
+namespace detail {
+
+/// What a URI says about where to go.
+struct LocateTarget {
+  std::string host;
+  IpAddress ip;            ///< of a numeric host
+  std::uint16_t port = 0;  ///< 0 where none is written
+  std::optional<Transport> transport;
+};
+
+inline constexpr std::uint16_t default_sip_port = 5060;
+inline constexpr std::size_t max_host_text = 253;  // 255 octets on the wire (RFC 1035 2.3.4)
+
+/// A host that may be given to the resolver. Its last label is not a number: RFC 3261 25.1 has it
+/// begin with a letter, and the system's resolver would take "127.1" and "0x7f.1" for addresses.
+/// Nothing stricter, for names of containers begin with digits.
+inline bool is_host_name(std::string_view host) {
+  if (host.size() > max_host_text || !all_of_class(host, char_host)) return false;
+  if (host.back() == '.') host.remove_suffix(1);
+  std::string_view label = host.substr(host.rfind('.') + 1);  // all of it where there is no dot
+  if (label.empty() || all_of_class(label, char_digit)) return false;
+  if (label.size() < 2 || label[0] != '0' || to_lower(label[1]) != 'x') return true;
+  return skip_class(label, char_hex, 2) != label.size();
+}
+
+/// RFC 3263 4: TARGET is the value of maddr, or else the host.
+inline Result<LocateTarget> locate_target(const UriView& uri) {
+  if (uri.scheme != UriScheme::sip) return ErrorCode::unsupported_scheme;
+  LocateTarget target;
+  if (const auto name = uri.parameter("transport")) {
+    target.transport = parse_transport(*name);
+    if (!target.transport) return ErrorCode::unsupported_transport;
+  }
+  const std::string_view host = uri.parameter("maddr").value_or(uri.host);
+  target.port = uri.port;
+  if (const auto ip = parse_ip(host)) {
+    target.ip = *ip;
+  } else if (is_host_name(host)) {
+    target.host = host;
+  } else {
+    return ErrorCode::bad_host;
+  }
+  return target;
+}
+
+/// One search for next hops. It lives in the handlers that NameService holds, and so ends with it.
+class LocateRun : public std::enable_shared_from_this<LocateRun> {
+ public:
+  LocateRun(LocateTarget target, NameService& names, Random& random, LocateHandler done)
+      : target_(std::move(target)),
+        names_(names),
+        random_(next_key(random)),  // its own, for the caller's may be gone when answers come
+        done_(std::move(done)) {}
+
+  void start() {
+    // A name without dot is one of this network or machine: the system's resolver completes it, or
+    // finds it in a file, where SRV records do not stand.
+    if (target_.port != 0 || target_.host.find('.') == std::string::npos) return ask_host();
+    ask_srv(target_.transport.value_or(Transport::udp));
+  }
+
+ private:
+  /// A host whose addresses are asked for, and what came of it.
+  struct Server {
+    std::string host;
+    std::uint16_t port;
+    std::vector<IpAddress> addresses;
+    Error error;
+  };
+
+  void ask_srv(Transport transport) {
+    transport_ = transport;
+    std::string name("_sip._");
+    name.append(transport_parameter(transport)).append(".").append(target_.host);
+    names_.look_up_srv(
+        name, [self = shared_from_this()](Error error, const std::vector<SrvRecord>& records) {
+          self->on_srv(error, records);
+        });
+  }
+  void on_srv(Error error, const std::vector<SrvRecord>& records);
+  /// The host itself, at its port or the default one (RFC 3263 4.2).
+  void ask_host() {
+    transport_ = target_.transport.value_or(Transport::udp);
+    servers_.push_back({target_.host, target_.port != 0 ? target_.port : default_sip_port, {}, {}});
+    ask_addresses();
+  }
+  void ask_addresses();
+  void finish();
+
+  LocateTarget target_;
+  NameService& names_;  ///< there whenever one of its handlers is called
+  Random random_;
+  LocateHandler done_;
+  Transport transport_ = Transport::udp;
+  bool udp_is_declined_ = false;
+  std::vector<Server> servers_;  ///< in the order to be tried
+  std::size_t waiting_ = 0;      ///< answers about addresses that are still to come
+};
+
+/// RFC 3263 4.1 has a client without NAPTR records ask for the SRV records of each transport it
+/// speaks, and use whichever it likes of those that exist. UDP is the one we like: a domain without
+/// any records would get UDP, too.
+inline void LocateRun::on_srv(Error error, const std::vector<SrvRecord>& records) {
+  std::vector<SrvRecord> usable;
+  for (const SrvRecord& record : records) {
+    if (record.target != "." && record.port != 0) usable.push_back(record);
+  }
+  if (!usable.empty()) {
+    order_srv(usable, random_);
+    if (usable.size() > max_srv_targets) usable.resize(max_srv_targets);
+    for (SrvRecord& record : usable) {
+      servers_.push_back({std::move(record.target), record.port, {}, {}});
+    }
+    return ask_addresses();
+  }
+  // A resolver that fails or knows no SRV would only make us wait again for TCP. The host's address
+  // is often in a file, or known to another service than the DNS, so that is still tried.
+  const bool is_declined = !error && !records.empty();  // "." (RFC 2782, Target)
+  if (!error && !target_.transport && transport_ == Transport::udp) {
+    udp_is_declined_ = is_declined;
+    return ask_srv(Transport::tcp);
+  }
+  if (is_declined || udp_is_declined_) return done_(ErrorCode::unsupported_transport, {});
+  ask_host();
+}
+
+inline void LocateRun::ask_addresses() {
+  waiting_ = servers_.size();
+  for (std::size_t i = 0; i < servers_.size(); ++i) {
+    names_.look_up_addresses(
+        servers_[i].host,
+        [self = shared_from_this(), i](Error error, const std::vector<IpAddress>& addresses) {
+          self->servers_[i].error = error;
+          self->servers_[i].addresses = addresses;
+          if (--self->waiting_ == 0) self->finish();
+        });
+  }
+}
+
+inline void LocateRun::finish() {
+  std::vector<Flow> hops;
+  Error error = ErrorCode::unknown_host;
+  for (const Server& server : servers_) {
+    if (server.error) error = server.error;
+    for (const IpAddress& ip : server.addresses) {
+      Flow hop;
+      hop.transport = transport_;
+      hop.remote.ip = ip;
+      hop.remote.port = server.port;
+      // 0.0.0.0 stands in filtering resolvers' answers and would mean this very machine.
+      if (ip.is_unspecified() || hops.size() >= max_next_hops) continue;
+      if (std::find(hops.begin(), hops.end(), hop) == hops.end()) hops.push_back(hop);
+    }
+  }
+  if (!hops.empty()) error = {};
+  done_(error, std::move(hops));
+}
+
+}  // namespace detail
+
+/// Finds the next hops for a request to `uri`, which may be the Request-URI, a Route or that of an
+/// outbound proxy (RFC 3263 4). For a numeric host `done` is called from inside, so that sending to
+/// an address stays one step; for a name it is called later, unless `names` is closed before.
+/// `names` may be null and then only numeric hosts are located. `uri` and `random` are needed
+/// during the call only.
+///
+/// Errors now, after which `done` is not called: `unsupported_scheme` for all but sip;
+/// `unsupported_transport`; `bad_host`; `bad_address` for a name without `names`. Errors later:
+/// `unknown_host`; `unsupported_transport` where the domain declares that it offers none of ours;
+/// what `names` says.
+inline Error locate(const UriView& uri, NameService* names, Random& random, LocateHandler done) {
+  auto target = detail::locate_target(uri);
+  if (!target) return target.error();
+  if (target->ip) {
+    Flow hop;
+    hop.transport = target->transport.value_or(Transport::udp);
+    hop.remote.ip = target->ip;
+    hop.remote.port = target->port != 0 ? target->port : detail::default_sip_port;
+    done({}, {hop});
+    return {};
+  }
+  if (names == nullptr) return ErrorCode::bad_address;
+  std::make_shared<detail::LocateRun>(std::move(*target), *names, random, std::move(done))->start();
+  return {};
+}
+
+}  // namespace sipmsg
+
 // ========================================== agent.hpp ===========================================
 
 // agent: a user agent for messages, client and server in one, without sockets and without clock.
 //
-// RFC 3261 8 and RFC 3428: `send` makes a MESSAGE and reports exactly once what became of it;
-// whatever comes in is handed to one handler with a key to answer it by. Endpoint puts it on a
+// RFC 3261 8 and RFC 3428: `send` makes a MESSAGE, finds where it goes, tries one way after the
+// other (RFC 3263 4.3, RFC 3261 18.1.1), answers challenges, and reports exactly once what became
+// of it. Whatever comes in is checked (RFC 3261 8.2) and handed once to one handler, with a key to
+// answer it by; who asked to be told of its delivery is told (RFC 5438). Endpoint puts it on a
 // loop; tests drive it in virtual time. Left out on purpose: dialogs, for a MESSAGE never makes one
-// (RFC 3428 4), and one that names a dialog is delivered like any other; following redirections
-// and answering challenges, which are the application's to decide; looking up names.
+// (RFC 3428 4), and one that names a dialog is delivered like any other; following redirections,
+// which is the application's to decide; remembering that a server was down.
 
 namespace sipmsg {
+
+/// Header fields, name and value, in the order they are written.
+using Headers = std::vector<std::pair<std::string, std::string>>;
 
 /// A request to be sent. Whatever is not set has a sensible default. CR, LF and NUL may stand in
 /// the body only.
@@ -11883,17 +12194,26 @@ struct Outgoing {
   std::string content_type = "text/plain;charset=utf-8";  ///< of a body that is not empty
   std::string method = "MESSAGE";
   std::string request_uri;  ///< default: the URI of `to`
-  /// Default: a fresh one. A request that is sent again, with credentials say, and all REGISTERs of
-  /// one agent have theirs in common (RFC 3261 8.1.3.5, 10.2); its From tag follows from it.
+  /// Default: a fresh one. All REGISTERs of one registration have theirs in common (RFC 3261 10.2);
+  /// the From tag follows from it.
   std::string call_id;
-  /// Further ones, name and value; none of those above, and no Contact in a MESSAGE (RFC 3428 4).
-  std::vector<std::pair<std::string, std::string>> headers;
+  /// Further ones; none of those above, and no Contact in a MESSAGE (RFC 3428 4).
+  Headers headers;
+  /// The user of a Contact that names where this agent is reached on the way the request takes, as
+  /// it stands in a URI. For REGISTER; default: no Contact.
+  std::string contact_user;
   /// The account that answers challenges (401, 407); one for all requests of an account, so that
   /// its nonces are used again. Without it a challenge is the final answer.
   std::shared_ptr<Login> login;
-  /// Where to send it: a flow to a proxy, or to the recipient. Without one, the Request-URI must
-  /// have a numeric host.
+  /// The URI of the outbound proxy that all requests go through,
+  /// "sip:proxy.example.org;transport=tcp". Default: the Request-URI says where to send to.
+  std::string proxy;
+  /// The way to send it, by which a request came in, say. Stands above `proxy`.
   std::optional<Flow> next_hop;
+  /// How long to wait for the final answer, names to be looked up and other servers to be tried
+  /// included; then the callback is told `timeout`. 0: as long as it takes, 32 s (64*T1) for each
+  /// server.
+  std::uint32_t deadline_ms = 0;
 };
 
 /// What became of a request we sent: an error of ours, or the final answer. RFC 3261 8.1.3.1 has
@@ -11903,12 +12223,27 @@ struct Outcome {
   int code = 0;        ///< 200 to 699; 0 with an error
   std::string reason;  ///< the answer's phrase
   const MessageView* response = nullptr;  ///< during the callback only; null with an error
+  Flow flow;                              ///< the way the answer came
   bool ok() const { return !error && code < 300; }
 };
 
 struct AgentOptions {
   TransactionOptions transactions;
   std::string user_agent = "sipmsg/" SIPMSG_VERSION;
+  /// The media types that are taken in a MESSAGE: "text/plain", "text/*". Empty: all. Others are
+  /// refused with 415 (RFC 3261 8.2.3).
+  std::vector<std::string> accept;
+  /// Tells senders who ask for it in a message/cpim that their message was delivered, or refused,
+  /// when it is replied to (RFC 5438). Only a sender whose From in the envelope is that of the
+  /// request is told, so that nobody has us write to others.
+  bool delivery_notices = false;
+  /// The account that answers challenges to those.
+  std::shared_ptr<Login> login;
+  /// Seconds since 1970, for those. Null: they carry the date of the message they are about.
+  std::uint64_t (*unix_time_s)() = nullptr;
+  /// Looks up hosts that are names; must be there as long as the agent. Null: hosts must be
+  /// numeric.
+  NameService* names = nullptr;
 };
 
 /// Legal inside the callbacks: `send`, `reply`, `close`, `on_message`, `advance`. Not legal:
@@ -11938,50 +12273,82 @@ class Agent final : public TransactionUser {
   /// Sends a request. An error now means that nothing was sent and no callback follows; otherwise
   /// `done` is called exactly once, later, never from inside this call.
   ///
-  /// RFC 3428 8 asks of the application: to have at most one MESSAGE on its way to each recipient,
-  /// and to keep within 1300 octets. A larger one goes over TCP where a connection is open.
+  /// Where there are several servers to send it to, the next one is tried when one cannot be
+  /// reached, is silent, or answers 503. To whom it comes twice that way, it is the same by
+  /// Call-ID, CSeq and From tag. Beyond 1300 octets it goes over TCP, and over UDP only where no
+  /// TCP connection can be made (RFC 3261 18.1.1).
   ///
-  /// Errors: what parse_name_addr and parse_uri find wrong in `to`, `from` and `request_uri`;
-  /// `bad_uri` for a URI that asks for another method or for headers (RFC 3261 19.1.5);
-  /// `unsupported_scheme` for sips, which needs TLS, and without `next_hop` for all but sip;
-  /// `unsupported_transport`; `bad_address` for a host that is a name; `bad_method`, `bad_token`,
-  /// `bad_call_id`, `bad_media_type`; `forbidden_octet` for CR, LF and NUL; `duplicate_header` for
-  /// one that is written here; `bad_argument` for INVITE, ACK, and Contact in a MESSAGE;
-  /// `too_large`; `limit_reached`; `closed`; and what the sink says.
-  Error send(const Outgoing& outgoing, std::uint64_t now_ms, SentHandler done);
+  /// RFC 3428 8 asks of the application to have at most one MESSAGE on its way to each recipient.
+  ///
+  /// Errors: what parse_name_addr and parse_uri find wrong in `to`, `from`, `request_uri` and
+  /// `proxy`; `bad_uri` for a URI that asks for another method or for headers (RFC 3261 19.1.5),
+  /// and for a bad `contact_user`; `unsupported_scheme` for sips, which needs TLS, and for all but
+  /// sip where nothing else says where to send to; `unsupported_transport`; `bad_address` for a
+  /// host that is a name, without `names`; `bad_method`, `bad_token`, `bad_call_id`,
+  /// `bad_media_type`; `forbidden_octet` for CR, LF and NUL; `duplicate_header` for one that is
+  /// written here; `bad_argument` for INVITE, ACK, and Contact in a MESSAGE; `too_large`;
+  /// `limit_reached`; `closed`; and what the sink says. Where a name has to be looked up, the last
+  /// ones come with the callback, as does what the look-up says: `unknown_host`, mostly.
+  Error send(Outgoing outgoing, std::uint64_t now_ms, SentHandler done);
 
-  /// Answers a request, with an own phrase or the usual one. An answer 405 or 501 says what is
-  /// allowed.
+  /// Answers a request, with an own phrase or the usual one, and with further headers. An answer
+  /// 405 or 501 says which methods are allowed, 415 which types are accepted.
   ///
   /// Errors: `gone` where it was answered before, or its sender has given up; `bad_argument` for
-  /// codes that are no final answer, and for 408, which RFC 4320 forbids; `forbidden_octet`; or
-  /// what the sink says, and then the sender's retransmission gets the answer.
+  /// codes that are no final answer, and for 408, which RFC 4320 forbids; `forbidden_octet`,
+  /// `bad_token`; `duplicate_header` for a header that is written here; or what the sink says, and
+  /// then the sender's retransmission gets the answer.
+  Error reply(ServerTransaction server, int code, std::string_view phrase, const Headers& headers,
+              std::uint64_t now_ms);
   Error reply(ServerTransaction server, int code, std::string_view phrase, std::uint64_t now_ms) {
-    now_ms_ = now_ms;
-    return answer(server, code, phrase, [](Output&) {});
+    return reply(server, code, phrase, Headers(), now_ms);
   }
   /// The same from inside a callback, in whose instant it is.
   Error reply(ServerTransaction server, int code, std::string_view phrase = {}) {
-    return reply(server, code, phrase, now_ms_);
+    return reply(server, code, phrase, Headers(), now_ms_);
   }
+
+  /// Has a NAT, and over TCP the peer, remember the way to us: CR LF CR LF, as softphones send it
+  /// over UDP, too (RFC 5626 3.5.1). Error: what the sink says.
+  Error send_keepalive(const Flow& flow) { return sink_.send(flow, Slices("\r\n\r\n")); }
+
+  /// A fresh random token of 64 bits, for Call-IDs and the like.
+  std::string random_token() {
+    std::string token(token_size, '?');
+    random_.write_token(&token[0], token.size());
+    return token;
+  }
+  /// A fresh random number.
+  std::uint64_t random_number() { return random_.next(); }
 
   /// One message as it arrived; `error` is what MessageView::parse said of it.
   void receive(const MessageView& message, Error error, const Flow& from, std::uint64_t now_ms) {
     now_ms_ = now_ms;
     layer_.receive(message, error, from, now_ms);
   }
-  /// A TCP connection is gone: what waits for an answer over it is told `error`.
+  /// A TCP connection is gone: what waits for an answer over it is told `error`, or sent elsewhere.
   void connection_closed(std::uint32_t socket, Error error, std::uint64_t now_ms) {
     now_ms_ = now_ms;
     layer_.connection_closed(socket, error, now_ms);
   }
+  /// A TCP connection could not be made: what has to go over UDP then, does.
+  void connection_failed(std::uint32_t socket, Error error, std::uint64_t now_ms) {
+    never_connected_ = true;
+    connection_closed(socket, error, now_ms);
+    never_connected_ = false;
+  }
+  /// Does what is due, look-ups that have been answered included.
   void advance(std::uint64_t now_ms);
   /// When `advance` is to be called next; nothing where nothing waits and nothing is remembered.
+  /// The answer to a look-up makes it sooner.
   std::optional<std::uint64_t> next_deadline() const;
 
   /// Ends every request that has no answer yet: their callbacks get `closed`. From now on nothing
   /// is sent, and what comes in is dropped.
   void close();
+  bool is_closed() const { return is_closed_; }
+  /// The instant of the last call that told the time; inside a callback, that of the callback.
+  std::uint64_t now_ms() const { return now_ms_; }
 
   /// How many requests of ours wait for an answer.
   std::size_t waiting() const { return sent_.size(); }
@@ -11991,24 +12358,39 @@ class Agent final : public TransactionUser {
   std::size_t kept_size() const { return layer_.kept_size(); }
 
  private:
-  /// A request we received, known by what it has in common on all ways.
+  /// Who asked to be told what becomes of a message.
+  struct Notice {
+    std::string envelope;  ///< the whole message/cpim
+    std::string sender;    ///< a URI
+    std::string recipient;
+    Flow flow;
+  };
+  /// A MESSAGE we received, known by what it has in common on all ways, and its answer.
   struct Seen {
     std::uint64_t hash = 0;
     Timer end;
+    int code = 0;  ///< 0: not answered yet
+    std::string phrase;
+    Headers headers;
+    std::unique_ptr<Notice> notice;
   };
   /// A request that waits for its answer.
   struct Sent {
     SentHandler done;
-    std::unique_ptr<Outgoing> again;    ///< what to send again with credentials; null without login
-    std::vector<std::string> answered;  ///< the realms that was done for
+    Outgoing request;  ///< its defaults filled in, To and From as they stand in the header
+    std::uint32_t cseq = 0;
+    std::vector<std::string> answered;  ///< the realms whose challenges were answered
+    std::vector<Flow> hops;             ///< the ways to try
+    std::size_t hop = 0;                ///< the one that is being tried
+    ClientTransaction client;
+    Error error;  ///< of the look-up
+    bool is_located = false;
+    bool is_by_size = false;     ///< it goes over TCP only because it is large
+    bool has_no_stream = false;  ///< that cannot be done with this hop
   };
-  /// A request to be sent, checked, its defaults filled in.
-  struct Draft {
-    std::string to;    ///< as it stands in the header
-    std::string from;  ///< likewise, without tag
-    std::string_view request_uri;
-    std::string call_id;
-    Flow flow;
+  struct Deadline {
+    std::uint64_t at_ms;
+    Handle sent;
   };
   static constexpr std::size_t token_size = 13;  // 64 bits of chance (RFC 3261 19.3)
   static constexpr std::size_t datagram_limit = 1300;
@@ -12026,31 +12408,48 @@ class Agent final : public TransactionUser {
         layer_(options_.transactions, sink, *this, detail::next_key(keys)) {}
 
   // What we send.
-  Result<Draft> prepare(const Outgoing& outgoing);
-  void write(Output& out, const Outgoing& outgoing, const Draft& draft, Transport transport,
-             std::string_view sent_by, std::string_view branch) const;
-  std::string random_token() {
-    std::string token(token_size, '?');
-    random_.write_token(&token[0], token.size());
-    return token;
-  }
-  inline void on_response(ClientTransaction client, const MessageView& response,
-                          const Flow&) override;
-  inline void on_failure(ClientTransaction client, Error error) override;
-  Result<ClientTransaction> transmit(const Outgoing& outgoing, const Draft& draft, Handle handle);
+  Error complete(Outgoing& outgoing);
+  Error find_next_hops(Handle handle);
+  Error try_hops(Handle handle);
+  bool try_elsewhere(Handle handle);
+  Error transmit(Handle handle);
+  Result<std::string_view> write(const Sent& sent, Flow& flow, std::string_view branch);
+  void write_contact(Output& out, const Sent& sent, Transport transport,
+                     std::string_view sent_by) const;
   Error answer_challenge(Handle handle, const MessageView& response, bool& is_answered);
-  void finish(ClientTransaction client, const Outcome& outcome);
+  std::uint32_t next_cseq() { return cseq_ = (cseq_ + 1) & 0x7fffffff; }
+  inline void on_response(ClientTransaction client, const MessageView& response,
+                          const Flow& from) override;
+  inline void on_failure(ClientTransaction client, Error error) override;
+  void finish(Handle handle, const Outcome& outcome);
+  void finish(Handle handle, Error error) {
+    Outcome outcome;
+    outcome.error = error;
+    finish(handle, outcome);
+  }
+  void add_deadline(std::uint64_t at_ms, Handle handle);
+  void drop_stale_deadlines();
+  void end_what_is_due();
+  void send_what_is_located();
 
   // What we receive.
   inline void on_request(ServerTransaction server, const MessageView& request,
                          const Flow& from) override;
   void serve(ServerTransaction server, const MessageView& request, const Flow& from);
-  bool is_merged(const MessageView& request);
-  template <class AddHeaders>
-  Error answer(ServerTransaction server, int code, std::string_view phrase, AddHeaders add_headers);
-  void write_allow(Output& out) const {
-    out.raw(on_message_ ? "Allow: MESSAGE, OPTIONS\r\n" : "Allow: OPTIONS\r\n");
+  std::uint64_t seen_hash(const MessageView& request) const;
+  bool is_merged(ServerTransaction server, const MessageView& request, const Flow& from);
+  bool accepts(const MediaType& media) const;
+  int refuse_content(const MessageView& request, Headers& headers) const;
+  std::string accepted_types() const;
+  void answer(ServerTransaction server, int code, const Headers& headers = {}) {
+    static_cast<void>(respond(server, code, {}, headers));
   }
+  Error respond(ServerTransaction server, int code, std::string_view phrase,
+                const Headers& headers);
+  void note_answer(Handle handle, int code, std::string_view phrase, const Headers& headers);
+  std::unique_ptr<Notice> make_notice(const MessageView& request, const Flow& from) const;
+  void send_notice(const Notice& notice, int code);
+  std::string_view allowed_methods() const { return on_message_ ? "MESSAGE, OPTIONS" : "OPTIONS"; }
   void forget_seen(std::uint32_t index);
 
   AgentOptions options_;
@@ -12060,6 +12459,10 @@ class Agent final : public TransactionUser {
   SipHashKey seen_key_;
   std::shared_ptr<RequestHandler> on_message_;
   Slab<Sent> sent_;
+  std::vector<Handle> located_;      ///< whose look-up has ended
+  std::vector<Deadline> deadlines_;  ///< a heap, the soonest in front
+  /// Looked at by look-ups that end when this is gone.
+  std::shared_ptr<bool> is_alive_ = std::make_shared<bool>(true);
   Timers timers_;
   TimerQueue& seen_ends_;
   Slab<Seen> seen_;
@@ -12067,7 +12470,10 @@ class Agent final : public TransactionUser {
   std::unique_ptr<char[]> scratch_{new char[scratch_size]};  ///< untouched until it is needed
   std::uint32_t cseq_ = 0;
   std::uint64_t now_ms_ = 0;
-  TransactionLayer layer_;  ///< the last, so that it goes first
+  bool is_closed_ = false;
+  bool is_locating_ = false;      ///< what is found now is found from inside `send`
+  bool never_connected_ = false;  ///< the connection that is being reported was never there
+  TransactionLayer layer_;        ///< the last, so that it goes first
 };
 
 // Sending.
@@ -12133,43 +12539,51 @@ constexpr bool is_written_by_agent(HeaderId id) {
   }
 }
 
-inline Error check_headers(const Outgoing& outgoing) {
-  for (const auto& header : outgoing.headers) {
+inline Error check_headers(const Headers& headers, bool allow_contact) {
+  for (const auto& header : headers) {
     if (!is_token(header.first)) return ErrorCode::bad_token;
     if (const Error error = check_line(header.second)) return error;
     const HeaderId id = header_id(header.first);
     if (is_written_by_agent(id)) return ErrorCode::duplicate_header;
-    if (id == HeaderId::contact && outgoing.method == "MESSAGE") return ErrorCode::bad_argument;
+    if (id == HeaderId::contact && !allow_contact) return ErrorCode::bad_argument;
   }
   return {};
 }
 
-/// RFC 3261 8.1.2 and RFC 3263 4, as far as they go without looking up names.
-inline Result<Flow> flow_to(const UriView& uri) {
-  if (uri.scheme != UriScheme::sip) return ErrorCode::unsupported_scheme;
-  const auto transport = parse_transport(uri.parameter("transport").value_or("udp"));
-  if (!transport) return ErrorCode::unsupported_transport;
-  const auto ip = parse_ip(uri.parameter("maddr").value_or(uri.host));
-  if (!ip) return ErrorCode::bad_address;
-  Flow flow;
-  flow.transport = *transport;
-  flow.remote.ip = *ip;
-  flow.remote.port = uri.port != 0 ? uri.port : std::uint16_t{5060};
-  return flow;
+inline bool has_header(const Headers& headers, std::string_view name) {
+  for (const auto& header : headers) {
+    const HeaderId id = header_id(header.first);
+    if (id == HeaderId::other ? equal_ignoring_case(header.first, name) : id == header_id(name)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/// RFC 3428 4: a MESSAGE has no Contact.
+inline Error check_contact_user(const Outgoing& outgoing) {
+  if (outgoing.contact_user.empty()) return {};
+  if (outgoing.method == "MESSAGE") return ErrorCode::bad_argument;
+  if (has_header(outgoing.headers, "Contact")) return ErrorCode::duplicate_header;
+  if (const Error error = check_line(outgoing.contact_user)) return error;
+  const std::string text = "sip:" + outgoing.contact_user + "@host.invalid";
+  const auto uri = parse_uri(text);
+  if (!uri) return uri.error();
+  return uri->user == outgoing.contact_user ? Error() : Error(ErrorCode::bad_uri);
 }
 
 }  // namespace detail
 
-/// RFC 3261 8.1.1.
-inline Result<Agent::Draft> Agent::prepare(const Outgoing& outgoing) {
+/// Checks a request and fills in its defaults (RFC 3261 8.1.1).
+inline Error Agent::complete(Outgoing& outgoing) {
   if (!is_token(outgoing.method)) return ErrorCode::bad_method;
   const auto to = detail::parse_party(outgoing.to);
   if (!to) return to.error();
   const auto from =
       detail::parse_party(outgoing.from.empty() ? anonymous : std::string_view(outgoing.from));
   if (!from) return from.error();
-  const auto uri = detail::parse_plain_uri(
-      outgoing.request_uri.empty() ? to->uri.text : std::string_view(outgoing.request_uri));
+  if (outgoing.request_uri.empty()) outgoing.request_uri = to->uri.text;
+  const auto uri = detail::parse_plain_uri(outgoing.request_uri);
   if (!uri) return uri.error();
   if (uri->scheme == UriScheme::sips) return ErrorCode::unsupported_scheme;
   if (!outgoing.call_id.empty() && !detail::is_call_id(outgoing.call_id)) {
@@ -12180,191 +12594,282 @@ inline Result<Agent::Draft> Agent::prepare(const Outgoing& outgoing) {
     const auto type = parse_media_type(outgoing.content_type);
     if (!type) return type.error();
   }
-  if (const Error error = detail::check_headers(outgoing)) return error;
-  const auto flow = outgoing.next_hop ? Result<Flow>(*outgoing.next_hop) : detail::flow_to(*uri);
-  if (!flow) return flow.error();
-
-  Draft draft;
-  draft.to = detail::party_text(*to);
-  draft.from = detail::party_text(*from);
-  draft.request_uri = uri->text;
-  draft.call_id = outgoing.call_id.empty() ? random_token() : outgoing.call_id;
-  draft.flow = *flow;
-  return draft;
+  if (const Error error = detail::check_headers(outgoing.headers, outgoing.method != "MESSAGE")) {
+    return error;
+  }
+  if (const Error error = detail::check_contact_user(outgoing)) return error;
+  std::string to_text = detail::party_text(*to);  // before what it is made of goes
+  std::string from_text = detail::party_text(*from);
+  outgoing.to = std::move(to_text);
+  outgoing.from = std::move(from_text);
+  if (outgoing.call_id.empty()) outgoing.call_id = random_token();
+  return {};
 }
 
-inline Error Agent::send(const Outgoing& outgoing, std::uint64_t now_ms, SentHandler done) {
+inline Error Agent::send(Outgoing outgoing, std::uint64_t now_ms, SentHandler done) {
   now_ms_ = now_ms;
-  const auto draft = prepare(outgoing);
-  if (!draft) return draft.error();
+  if (const Error error = complete(outgoing)) return error;
+  if (is_closed_) return ErrorCode::closed;
+  if (sent_.size() >= options_.transactions.max_transactions) return ErrorCode::limit_reached;
   const Handle handle = sent_.create();
   Sent& sent = *sent_.get(handle);
-  sent.done = std::move(done);
-  if (outgoing.login) {
-    sent.again = std::make_unique<Outgoing>(outgoing);
-    sent.again->call_id = draft->call_id;
+  sent.request = std::move(outgoing);
+  sent.cseq = next_cseq();
+  Error error = find_next_hops(handle);
+  if (!error && sent.is_located) error = try_hops(handle);
+  if (error) {
+    sent_.destroy(handle);
+    return error;
   }
-  const auto client = transmit(outgoing, *draft, handle);
-  if (!client) sent_.destroy(handle);
-  return client.error();
+  sent.done = std::move(done);
+  if (sent.request.deadline_ms != 0) add_deadline(now_ms + sent.request.deadline_ms, handle);
+  return {};
 }
 
-/// Writes a request with a branch and a CSeq of its own, and starts its transaction.
-inline Result<ClientTransaction> Agent::transmit(const Outgoing& outgoing, const Draft& draft,
-                                                 Handle handle) {
-  Flow flow = draft.flow;
-  const std::string branch = "z9hG4bK" + random_token();
-  cseq_ = (cseq_ + 1) & 0x7fffffff;
-  Output out(nullptr, 0);
-  while (true) {
-    const auto sent_by = sink_.sent_by(flow);
-    if (!sent_by) return sent_by.error();
-    out = Output(scratch_.get(), scratch_size);
-    write(out, outgoing, draft, flow.transport, *sent_by, branch);
-    if (out.error().code == ErrorCode::no_room) return ErrorCode::too_large;
-    if (out.error()) return out.error();
-    // RFC 3261 18.1.1: what is over 1300 octets goes by a transport that fragments well.
-    const bool by_stream = flow.transport == Transport::udp && out.size() > datagram_limit &&
-                           sink_.has_stream_to(flow.remote);
-    if (!by_stream) break;
-    flow.transport = Transport::tcp;
-    flow.socket = 0;
+/// RFC 3261 8.1.2. A numeric host is found at once; a name later, and then `advance` goes on.
+inline Error Agent::find_next_hops(Handle handle) {
+  Sent& sent = *sent_.get(handle);
+  if (sent.request.next_hop) {
+    sent.hops = {*sent.request.next_hop};
+    sent.is_located = true;
+    return {};
   }
-  return layer_.send(flow, branch, outgoing.method, Slices(out.written()), pack_handle(handle),
-                     now_ms_);
+  const auto uri =
+      parse_uri(sent.request.proxy.empty() ? sent.request.request_uri : sent.request.proxy);
+  if (!uri) return uri.error();
+  is_locating_ = true;
+  const Error error = locate(*uri, options_.names, random_,
+                             [this, alive = std::weak_ptr<bool>(is_alive_), handle](
+                                 Error failure, std::vector<Flow> hops) {
+                               if (alive.expired()) return;
+                               Sent* found = sent_.get(handle);
+                               if (found == nullptr) return;  // its deadline has passed
+                               found->is_located = true;
+                               found->error = failure;
+                               found->hops = std::move(hops);
+                               if (!is_locating_) located_.push_back(handle);
+                             });
+  is_locating_ = false;
+  return error;
+}
+
+/// Sends to the first next hop, from the one whose turn it is, that takes it.
+inline Error Agent::try_hops(Handle handle) {
+  Sent& sent = *sent_.get(handle);
+  Error error = sent.error;
+  for (; sent.hop < sent.hops.size(); ++sent.hop) {
+    error = transmit(handle);
+    if (!error) return {};
+    sent.has_no_stream = false;
+  }
+  return error;
+}
+
+/// The next hop has failed. RFC 3263 4.3: the same request goes to the next one, with a branch of
+/// its own and otherwise equal, so that who gets it twice knows it again. RFC 3261 18.1.1: what
+/// goes over TCP only for its size goes to the same one over UDP, where there was no connection;
+/// otherwise it may have arrived. False where there is no other way.
+inline bool Agent::try_elsewhere(Handle handle) {
+  Sent& sent = *sent_.get(handle);
+  sent.has_no_stream = sent.is_by_size && never_connected_;
+  if (!sent.has_no_stream) ++sent.hop;
+  return sent.hop < sent.hops.size() && !try_hops(handle);
+}
+
+/// Writes a request with a branch of its own, and starts its transaction.
+inline Error Agent::transmit(Handle handle) {
+  Sent& sent = *sent_.get(handle);
+  const std::string branch = "z9hG4bK" + random_token();
+  const auto start = [&](const Flow& flow, std::string_view octets) -> Error {
+    const auto client = layer_.send(flow, branch, sent.request.method, Slices(octets),
+                                    pack_handle(handle), now_ms_);
+    if (client) sent.client = *client;
+    return client.error();
+  };
+  Flow flow = sent.hops[sent.hop];
+  auto octets = write(sent, flow, branch);
+  sent.is_by_size = octets && flow.transport == Transport::udp && octets->size() > datagram_limit &&
+                    !sent.has_no_stream;
+  if (sent.is_by_size) {
+    Flow stream;
+    stream.transport = Transport::tcp;
+    stream.remote = flow.remote;
+    octets = write(sent, stream, branch);
+    if (octets && !start(stream, *octets)) return {};
+    sent.is_by_size = false;
+    sent.has_no_stream = true;
+    octets = write(sent, flow, branch);
+  }
+  return octets ? start(flow, *octets) : octets.error();
+}
+
+inline Result<std::string_view> Agent::write(const Sent& sent, Flow& flow,
+                                             std::string_view branch) {
+  const auto sent_by = sink_.sent_by(flow);
+  if (!sent_by) return sent_by.error();
+  const Outgoing& request = sent.request;
+  std::array<char, 16> from_tag;
+  write_hex(SipHash::of(tag_key_, request.call_id), from_tag.data());
+  RequestStart start;
+  start.method = request.method;
+  start.request_uri = request.request_uri;
+  start.transport = flow.transport;
+  start.sent_by = *sent_by;
+  start.branch = branch;
+  start.from = request.from;
+  start.from_tag = {from_tag.data(), from_tag.size()};
+  start.to = request.to;
+  start.call_id = request.call_id;
+  start.cseq = sent.cseq;
+  Output out(scratch_.get(), scratch_size);
+  begin_request(out, start);
+  if (!request.contact_user.empty()) write_contact(out, sent, flow.transport, *sent_by);
+  for (const auto& header : request.headers) write_header(out, header.first, header.second);
+  if (request.login) {
+    request.login->write(out, request.method, request.request_uri, request.body);
+  }
+  write_header(out, HeaderId::user_agent, options_.user_agent);
+  write_body(out, request.body.empty() ? std::string_view() : request.content_type, request.body);
+  if (out.error().code == ErrorCode::no_room) return ErrorCode::too_large;
+  if (out.error()) return out.error();
+  return out.written();
+}
+
+/// Where we are reached the way this request goes. For TCP that says so, or the answer would be to
+/// send datagrams (RFC 3261 8.1.1.8).
+inline void Agent::write_contact(Output& out, const Sent& sent, Transport transport,
+                                 std::string_view sent_by) const {
+  out.raw("Contact: <sip:").word(sent.request.contact_user).raw("@").word(sent_by);
+  out.raw(transport == Transport::tcp ? ";transport=tcp>\r\n" : ">\r\n");
 }
 
 /// RFC 3261 22.2: the same request once more, with credentials, Call-ID and tag as before and the
 /// next CSeq. `is_answered` says whether it is on its way; then the first answer is nobody's.
 inline Error Agent::answer_challenge(Handle handle, const MessageView& response,
                                      bool& is_answered) {
-  is_answered = false;
   Sent& sent = *sent_.get(handle);
-  if (!sent.again || !sent.again->login->take(response, sent.answered, random_token())) return {};
-  const auto draft = prepare(*sent.again);
-  if (!draft) return draft.error();
-  const auto client = transmit(*sent.again, *draft, handle);
-  is_answered = client.ok();
-  return client.error();
+  const auto& login = sent.request.login;
+  if (!login || !login->take(response, sent.answered, random_token())) return {};
+  sent.cseq = next_cseq();
+  const Error error = transmit(handle);
+  is_answered = !error;
+  return error;
 }
 
-inline void Agent::write(Output& out, const Outgoing& outgoing, const Draft& draft,
-                         Transport transport, std::string_view sent_by,
-                         std::string_view branch) const {
-  std::array<char, 16> from_tag;
-  write_hex(SipHash::of(tag_key_, draft.call_id), from_tag.data());
-  RequestStart start;
-  start.method = outgoing.method;
-  start.request_uri = draft.request_uri;
-  start.transport = transport;
-  start.sent_by = sent_by;
-  start.branch = branch;
-  start.from = draft.from;
-  start.from_tag = {from_tag.data(), from_tag.size()};
-  start.to = draft.to;
-  start.call_id = draft.call_id;
-  start.cseq = cseq_;
-  begin_request(out, start);
-  for (const auto& header : outgoing.headers) write_header(out, header.first, header.second);
-  if (outgoing.login) {
-    outgoing.login->write(out, outgoing.method, draft.request_uri, outgoing.body);
-  }
-  write_header(out, HeaderId::user_agent, options_.user_agent);
-  write_body(out, outgoing.body.empty() ? std::string_view() : outgoing.content_type,
-             outgoing.body);
-}
-
-inline void Agent::on_response(ClientTransaction client, const MessageView& response, const Flow&) {
-  if (response.status_code() < 200) return;
-  Outcome outcome;
-  if (response.status_code() == 401 || response.status_code() == 407) {
-    const Handle handle = unpack_handle(layer_.user_data(client));
+inline void Agent::on_response(ClientTransaction client, const MessageView& response,
+                               const Flow& from) {
+  const int code = response.status_code();
+  const Handle handle = unpack_handle(layer_.user_data(client));
+  const Sent* sent = sent_.get(handle);
+  if (code < 200 || sent == nullptr) return;
+  if (code == 401 || code == 407) {
     bool is_answered = false;
-    if (sent_.get(handle) != nullptr) {
-      outcome.error = answer_challenge(handle, response, is_answered);
+    if (const Error error = answer_challenge(handle, response, is_answered)) {
+      return finish(handle, error);
     }
     if (is_answered) return;
-    if (outcome.error) return finish(client, outcome);
   }
-  outcome.code = response.status_code();
+  if (const auto& login = sent->request.login) login->take_next_nonce(response, random_token());
+  if (code == 503 && try_elsewhere(handle)) return;
+  Outcome outcome;
+  outcome.code = code;
   outcome.reason = std::string(response.reason_phrase());
   outcome.response = &response;
-  finish(client, outcome);
+  outcome.flow = from;
+  finish(handle, outcome);
 }
 
 inline void Agent::on_failure(ClientTransaction client, Error error) {
-  Outcome outcome;
-  outcome.error = error;
-  finish(client, outcome);
+  const Handle handle = unpack_handle(layer_.user_data(client));
+  if (sent_.get(handle) == nullptr) return;
+  if (is_closed_ || !try_elsewhere(handle)) finish(handle, error);
 }
 
-inline void Agent::finish(ClientTransaction client, const Outcome& outcome) {
-  const Handle handle = unpack_handle(layer_.user_data(client));
+inline void Agent::finish(Handle handle, const Outcome& outcome) {
   Sent* sent = sent_.get(handle);
   if (sent == nullptr) return;
   const SentHandler done = std::move(sent->done);
   sent_.destroy(handle);
+  drop_stale_deadlines();
   if (done) done(outcome);
+}
+
+inline void Agent::send_what_is_located() {
+  for (const Handle handle : std::exchange(located_, {})) {
+    if (sent_.get(handle) == nullptr) continue;
+    if (const Error error = try_hops(handle)) finish(handle, error);
+  }
+}
+
+// Deadlines may be of any length, so that queues by duration do not suit them.
+
+inline void Agent::add_deadline(std::uint64_t at_ms, Handle handle) {
+  const auto is_later = [](const Deadline& a, const Deadline& b) { return a.at_ms > b.at_ms; };
+  // Of what has ended only the soonest are taken out at once; the rest must not pile up.
+  if (deadlines_.size() > 64 && deadlines_.size() > 2 * sent_.size()) {
+    const auto is_over = [this](const Deadline& entry) { return sent_.get(entry.sent) == nullptr; };
+    deadlines_.erase(std::remove_if(deadlines_.begin(), deadlines_.end(), is_over),
+                     deadlines_.end());
+    std::make_heap(deadlines_.begin(), deadlines_.end(), is_later);
+  }
+  deadlines_.push_back({at_ms, handle});
+  std::push_heap(deadlines_.begin(), deadlines_.end(), is_later);
+}
+
+inline void Agent::drop_stale_deadlines() {
+  const auto is_later = [](const Deadline& a, const Deadline& b) { return a.at_ms > b.at_ms; };
+  while (!deadlines_.empty() && sent_.get(deadlines_.front().sent) == nullptr) {
+    std::pop_heap(deadlines_.begin(), deadlines_.end(), is_later);
+    deadlines_.pop_back();
+  }
+}
+
+inline void Agent::end_what_is_due() {
+  while (!deadlines_.empty() && deadlines_.front().at_ms <= now_ms_) {
+    const Handle handle = deadlines_.front().sent;
+    if (const Sent* sent = sent_.get(handle)) layer_.forget(sent->client);
+    finish(handle, ErrorCode::timeout);  // takes it out of the heap, too
+  }
 }
 
 // Receiving: RFC 3261 8.2, in the order of its steps.
 
 inline void Agent::on_request(ServerTransaction server, const MessageView& request,
                               const Flow& from) {
-  const auto refuse = [&](int code) {
-    static_cast<void>(answer(server, code, {}, [](Output&) {}));
-  };
   switch (request.method()) {
-    case Method::message: return on_message_ ? serve(server, request, from) : refuse(405);
+    case Method::message: return on_message_ ? serve(server, request, from) : answer(server, 405);
     case Method::options: return serve(server, request, from);
     // RFC 3261 9.2: only INVITE can be cancelled, and no INVITE is ever left unanswered here.
-    case Method::cancel: return refuse(layer_.find_cancelled(request, from) ? 200 : 481);
-    default: return refuse(501);
+    case Method::cancel: return answer(server, layer_.find_cancelled(request, from) ? 200 : 481);
+    default: return answer(server, 501);
   }
 }
 
 inline void Agent::serve(ServerTransaction server, const MessageView& request, const Flow& from) {
-  const auto no_headers = [](Output&) {};
+  const bool is_message = request.method() == Method::message;
   // 8.2.2.1. Which user the URI names is not asked: behind a proxy it is a contact of our own.
-  if (request.request_uri()->scheme != UriScheme::sip) {
-    return static_cast<void>(answer(server, 416, {}, no_headers));
-  }
-  if (request.method() == Method::message && is_merged(request)) {
-    return static_cast<void>(answer(server, 482, {}, no_headers));
-  }
+  if (request.request_uri()->scheme != UriScheme::sip) return answer(server, 416);
+  if (is_message && is_merged(server, request, from)) return;
   if (request.has(HeaderId::require)) {  // 8.2.2.3: there is no extension that we know
-    return static_cast<void>(answer(server, 420, {}, [&](Output& out) {
-      std::string_view separator;
-      out.raw(header_name(HeaderId::unsupported)).raw(": ");
-      for (std::string_view tag : request.values(HeaderId::require)) {
-        if (!is_token(tag)) continue;
-        out.raw(separator).raw(tag);
-        separator = ", ";
-      }
-      out.raw("\r\n");
-    }));
+    std::string tags;
+    for (std::string_view tag : request.values(HeaderId::require)) {
+      if (is_token(tag)) tags.append(tags.empty() ? "" : ", ").append(tag);
+    }
+    return answer(server, 420, {{"Unsupported", std::move(tags)}});
   }
-  if (request.method() == Method::options) {  // 11.2
-    return static_cast<void>(answer(server, 200, {}, [this](Output& out) {
-      write_allow(out);
-      out.raw("Accept: */*\r\n");
-    }));
+  if (!is_message) {  // 11.2
+    return answer(server, 200,
+                  {{"Allow", std::string(allowed_methods())}, {"Accept", accepted_types()}});
   }
+  Headers refusal;
+  if (const int code = refuse_content(request, refusal)) return answer(server, code, refusal);
   const std::shared_ptr<RequestHandler> handler = on_message_;  // held: it may replace itself
   (*handler)(request, from, server);
 }
 
-/// RFC 3261 8.2.2.2: whether the request came before by another way, as one does that a proxy sends
-/// to two bindings which both lead here, and one whose sender tries another transport.
-///
-/// It is remembered for so long because a copy may be 64*T1 and T4 late at the proxy, which has
-/// forgotten it by then and takes as long again to bring it here.
-///
 /// Beyond From tag, Call-ID and CSeq, all of From and the body must be equal, too: there are phones
-/// that make the same three when switched on in the same second. Asked of a MESSAGE alone, for to
-/// answer OPTIONS twice does no harm.
-inline bool Agent::is_merged(const MessageView& request) {
-  if (!request.to()->tag().empty()) return false;
+/// that make the same three when switched on in the same second.
+inline std::uint64_t Agent::seen_hash(const MessageView& request) const {
   SipHash hasher(seen_key_);
   for (std::string_view part :
        {request.header(HeaderId::from), request.call_id(), request.header(HeaderId::cseq)}) {
@@ -12372,17 +12877,39 @@ inline bool Agent::is_merged(const MessageView& request) {
     hasher.update(std::string_view("\0", 1));
   }
   hasher.update(request.body());
-  const std::uint64_t hash = hasher.finish();
+  return hasher.finish();
+}
+
+/// Whether the request came before by another way (RFC 3261 8.2.2.2), as one does that a proxy
+/// sends to two bindings which both lead here, and one whose sender tries another server or
+/// transport. It is not handed over again, and gets the answer the first one got; the sender must
+/// learn what became of the message, whichever way is the one that works. While there is no answer
+/// yet, it gets 482, as the RFC has it.
+///
+/// It is remembered for so long because a copy may be 64*T1 and T4 late at the proxy, which has
+/// forgotten it by then and takes as long again to bring it here. Asked of a MESSAGE alone, for to
+/// answer OPTIONS twice does no harm.
+inline bool Agent::is_merged(ServerTransaction server, const MessageView& request,
+                             const Flow& from) {
+  if (!request.to()->tag().empty()) return false;
+  const std::uint64_t hash = seen_hash(request);
   const std::uint32_t found =
       seen_index_.find(hash, [&](std::uint32_t index) { return seen_.at(index).hash == hash; });
-  if (found != HashIndex::npos) return true;
+  if (found != HashIndex::npos) {
+    const Seen& first = seen_.at(found);
+    const int code = first.code == 0 ? 482 : first.code;
+    static_cast<void>(respond(server, code, first.phrase, first.headers));
+    return true;
+  }
   if (seen_.size() >= options_.transactions.max_transactions) return false;
-  const std::uint32_t index = seen_.create().index;
-  Seen& seen = seen_.at(index);
+  const Handle handle = seen_.create();
+  Seen& seen = *seen_.get(handle);
   seen.hash = hash;
-  seen.end.owner = index;
+  seen.end.owner = handle.index;
+  seen.notice = make_notice(request, from);
   seen_ends_.start(seen.end, now_ms_);
-  seen_index_.insert(hash, index);
+  seen_index_.insert(hash, handle.index);
+  layer_.set_user_data(server, pack_handle(handle));
   return false;
 }
 
@@ -12391,38 +12918,614 @@ inline void Agent::forget_seen(std::uint32_t index) {
   seen_.destroy(seen_.handle_of(index));
 }
 
-template <class AddHeaders>
-Error Agent::answer(ServerTransaction server, int code, std::string_view phrase,
-                    AddHeaders add_headers) {
+/// RFC 3261 8.2.3: the code to refuse the body with, and what would be taken; or 0. A body that
+/// may be passed over is no reason, and neither is none.
+inline int Agent::refuse_content(const MessageView& request, Headers& headers) const {
+  if (request.body().empty()) return 0;
+  const std::string_view disposition = request.header(HeaderId::content_disposition);
+  const std::size_t parameters = std::min(disposition.find(';'), disposition.size());
+  if (parameters < disposition.size()) {
+    const auto handling = Parameters(disposition.substr(parameters + 1)).find("handling");
+    if (handling && equal_ignoring_case(*handling, "optional")) return 0;
+  }
+  for (std::string_view encoding : request.values(HeaderId::content_encoding)) {
+    if (equal_ignoring_case(encoding, "identity")) continue;
+    headers = {{"Accept-Encoding", "identity"}};
+    return 415;
+  }
+  if (options_.accept.empty()) return 0;
+  // RFC 2045 5.2 has what has no type be text.
+  const std::string_view type = request.header(HeaderId::content_type);
+  const auto media = parse_media_type(type.empty() ? std::string_view("text/plain") : type);
+  return media && accepts(*media) ? 0 : 415;
+}
+
+inline bool Agent::accepts(const MediaType& media) const {
+  for (const std::string& accepted : options_.accept) {
+    const auto pattern = parse_media_type(accepted);
+    if (!pattern) continue;
+    if (pattern->type != "*" && !equal_ignoring_case(pattern->type, media.type)) continue;
+    if (pattern->subtype == "*" || equal_ignoring_case(pattern->subtype, media.subtype))
+      return true;
+  }
+  return false;
+}
+
+inline std::string Agent::accepted_types() const {
+  std::string types;
+  for (const std::string& accepted : options_.accept) {
+    types.append(types.empty() ? "" : ", ").append(accepted);
+  }
+  return types.empty() ? "*/*" : types;
+}
+
+// Answering.
+
+inline Error Agent::reply(ServerTransaction server, int code, std::string_view phrase,
+                          const Headers& headers, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  if (const Error error = detail::check_headers(headers, code >= 300)) return error;
+  if (detail::has_header(headers, "Server")) return ErrorCode::duplicate_header;
+  return respond(server, code, phrase, headers);
+}
+
+inline Error Agent::respond(ServerTransaction server, int code, std::string_view phrase,
+                            const Headers& headers) {
   if (code < 200 || code > 699) return ErrorCode::bad_argument;
   Output out(scratch_.get(), scratch_size);
   layer_.begin_response(server, code, phrase, out);
-  if (code == 405 || code == 501) write_allow(out);
-  add_headers(out);
+  if ((code == 405 || code == 501) && !detail::has_header(headers, "Allow")) {
+    write_header(out, HeaderId::allow, allowed_methods());
+  }
+  if (code == 415 && !detail::has_header(headers, "Accept") &&
+      !detail::has_header(headers, "Accept-Encoding")) {
+    write_header(out, HeaderId::accept, accepted_types());
+  }
+  for (const auto& header : headers) write_header(out, header.first, header.second);
   write_header(out, HeaderId::server, options_.user_agent);
   write_body(out, {}, {});
   if (out.error()) return out.error();
-  return layer_.respond(server, code, Slices(out.written()), now_ms_);
+  const Handle seen = unpack_handle(layer_.user_data(server));  // before the transaction goes
+  const Error error = layer_.respond(server, code, Slices(out.written()), now_ms_);
+  const bool is_answered = error.code != ErrorCode::gone && error.code != ErrorCode::bad_argument;
+  if (is_answered) note_answer(seen, code, phrase, headers);
+  return error;
+}
+
+/// Keeps the answer for those who bring the same message by another way.
+inline void Agent::note_answer(Handle handle, int code, std::string_view phrase,
+                               const Headers& headers) {
+  Seen* seen = seen_.get(handle);
+  if (seen == nullptr || seen->code != 0) return;
+  seen->code = code;
+  seen->phrase = phrase;
+  seen->headers = headers;
+  if (const std::unique_ptr<Notice> notice = std::move(seen->notice)) send_notice(*notice, code);
+}
+
+// Telling senders that their message was delivered (RFC 5438).
+
+/// What is needed to tell the sender later; null where that is not asked for, or not to be done.
+inline std::unique_ptr<Agent::Notice> Agent::make_notice(const MessageView& request,
+                                                         const Flow& from) const {
+  if (!options_.delivery_notices) return nullptr;
+  const auto type = request.content_type();
+  if (!type || !type->is("message", "cpim")) return nullptr;
+  const auto content = read_content(request);
+  if (!content || !content->cpim) return nullptr;
+  const CpimMessage& cpim = *content->cpim;
+  const bool is_asked = cpim.request.positive_delivery || cpim.request.negative_delivery;
+  // RFC 5438 8.3: no notification of a notification, or two clients would go on for ever.
+  if (!is_asked || content->kind == ContentKind::notification) return nullptr;
+  if (cpim.message_id.empty() || cpim.to.empty()) return nullptr;
+  const auto sender = parse_uri(cpim.from.uri);
+  if (!sender || address_of_record(*sender) != address_of_record(request.from()->uri)) {
+    return nullptr;
+  }
+  auto notice = std::make_unique<Notice>();
+  notice->envelope = request.body();
+  notice->sender = cpim.from.uri;
+  notice->recipient = request.to()->uri.text;
+  notice->flow = from;
+  return notice;
+}
+
+/// A MESSAGE of its own, back the way the other one came. What becomes of it is nobody's concern.
+inline void Agent::send_notice(const Notice& notice, int code) {
+  const auto received = parse_cpim(notice.envelope);
+  if (!received) return;
+  const bool is_delivered = code < 300;
+  const NotificationRequest& asked = received->request;
+  if (!(is_delivered ? asked.positive_delivery : asked.negative_delivery)) return;
+  std::int64_t now_s = parse_date_time(received->date_time).value();
+  if (options_.unix_time_s != nullptr) now_s = static_cast<std::int64_t>(options_.unix_time_s());
+  std::string body(std::min<std::size_t>(2048 + 8 * notice.envelope.size(), max_message_size),
+                   '\0');
+  Output out(&body[0], body.size());
+  write_notification_for(out, *received, NotificationType::delivery,
+                         is_delivered ? NotificationStatus::delivered : NotificationStatus::failed,
+                         random_token(), now_s);
+  if (out.error()) return;
+  body.resize(out.size());
+  Outgoing outgoing;
+  outgoing.to = notice.sender;
+  outgoing.from = notice.recipient;
+  outgoing.body = std::move(body);
+  outgoing.content_type = cpim_media_type;
+  outgoing.login = options_.login;
+  outgoing.next_hop = notice.flow;
+  static_cast<void>(send(std::move(outgoing), now_ms_, nullptr));
 }
 
 // Time, and the end of it.
 
 inline void Agent::advance(std::uint64_t now_ms) {
   now_ms_ = now_ms;
+  send_what_is_located();
   timers_.advance(now_ms, [this](const Timer& timer) { forget_seen(timer.owner); });
   layer_.advance(now_ms);
+  end_what_is_due();
 }
 
 inline std::optional<std::uint64_t> Agent::next_deadline() const {
-  const auto of_layer = layer_.next_deadline();
-  const auto of_seen = timers_.next_deadline();
-  if (!of_layer || !of_seen) return of_layer ? of_layer : of_seen;
-  return std::min(*of_layer, *of_seen);
+  if (!located_.empty()) return now_ms_;
+  std::optional<std::uint64_t> next = layer_.next_deadline();
+  const auto consider = [&next](std::uint64_t at_ms) {
+    if (!next || at_ms < *next) next = at_ms;
+  };
+  if (const auto of_seen = timers_.next_deadline()) consider(*of_seen);
+  if (!deadlines_.empty()) consider(deadlines_.front().at_ms);
+  return next;
 }
 
 inline void Agent::close() {
+  if (std::exchange(is_closed_, true)) return;
   layer_.close();
+  // Those left wait for a look-up.
+  sent_.for_each([this](Handle handle, Sent&) { finish(handle, ErrorCode::closed); });
+  located_.clear();
+  deadlines_.clear();
   seen_.for_each([this](Handle handle, Seen&) { forget_seen(handle.index); });
+}
+
+}  // namespace sipmsg
+
+// ======================================= registration.hpp =======================================
+
+// registration: a client's side of REGISTER: one binding, kept alive for as long as it is wanted.
+//
+// RFC 3261 10.2 for a client: register, refresh in time, obey 423, unregister at the end. What
+// fails for the moment is tried again, later each time and not by all clients at once; what the
+// registrar refuses for good is not. A way to us that broke, a TCP connection or a NAT's memory,
+// is noticed and made anew (RFC 5626 3.5, 4.5). Time comes in as an argument; Endpoint arms the
+// timer, tests drive it in virtual time.
+//
+// Left out on purpose: fetching or removing others' bindings; several bindings for one contact
+// (RFC 5626 reg-id); waiting for the pong to a ping, which few registrars send over TCP and none
+// over UDP: there a restart of the registrar shows at the next refresh.
+
+namespace sipmsg {
+
+struct RegistrationOptions {
+  std::string address_of_record;  ///< "sip:101@example.org"; what the contact's user is taken from
+  /// The registrar's URI, "sip:example.org". Default: the host of the address-of-record, its port
+  /// and its transport parameter, too.
+  std::string registrar;
+  std::string proxy;              ///< as Outgoing::proxy
+  std::shared_ptr<Login> login;   ///< null: a challenge is a refusal
+  std::uint32_t expires_s = 600;  ///< what is asked for; the registrar may grant less, or want more
+  /// Between keep-alives while registered, so that a NAT remembers the way to us; 0: none. An
+  /// answer's P-NAT-Refresh shortens it. RFC 5626 4.4.1 and 4.4.2 want less than 30 s over UDP.
+  std::uint32_t keepalive_s = 25;
+};
+
+/// How a registration stands.
+struct RegistrationStatus {
+  enum class State : std::uint8_t {
+    registering,   ///< asked, for the first time or anew after the way to us broke
+    registered,    ///< granted; told again after each refresh
+    retrying,      ///< it did not work for now; the next try comes in `retry_in_ms`
+    refused,       ///< for good (403, 404, a wrong password): no further try until `start`
+    unregistered,  ///< stopped
+  };
+  State state = State::unregistered;
+  Error error;                    ///< of the last try, where there was no answer
+  int code = 0;                   ///< the last answer; 0 without one
+  std::string reason;             ///< its phrase
+  std::uint32_t expires_s = 0;    ///< granted, with `registered`
+  std::uint64_t retry_in_ms = 0;  ///< with `retrying`
+};
+
+/// Keeps one binding alive through an Agent. Make it with std::make_shared: what is under way when
+/// it goes ends without it. Anything may be done inside the handler, letting go of this included.
+class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeeper> {
+ public:
+  using Handler = std::function<void(const RegistrationStatus&)>;
+
+  /// The agent must outlive this, or `close` be called first. The handler is told of each change,
+  /// and of each refresh.
+  RegistrationKeeper(Agent& agent, RegistrationOptions options, Handler handler)
+      : agent_(agent),
+        options_(std::move(options)),
+        handler_(std::make_shared<Handler>(std::move(handler))) {}
+
+  /// Registers, and stays registered until `stop`. Also begins anew after a refusal. Error now, of
+  /// Agent::send or `bad_argument` for an address-of-record without user: nothing is sent and the
+  /// handler is not called.
+  Error start(std::uint64_t now_ms);
+
+  /// Unregisters, and calls `done` once, later: when the registrar has answered, after
+  /// `stop_timeout_ms` at most, or from inside `close`. A second call does not hasten the first;
+  /// both are told.
+  void stop(std::uint64_t now_ms, std::function<void()> done);
+
+  /// Ends at once, without telling the registrar or the handler. Whoever waits for `stop` is told
+  /// from in here. Nothing is called any more.
+  void close();
+
+  /// Does what is due.
+  void advance(std::uint64_t now_ms);
+  /// When `advance` is to be called next.
+  std::optional<std::uint64_t> next_deadline() const;
+  /// A TCP connection is gone: where it is the one we are reached over, another is made.
+  void connection_closed(std::uint32_t socket, Error error, std::uint64_t now_ms);
+
+  const RegistrationStatus& status() const { return status_; }
+  const RegistrationOptions& options() const { return options_; }
+
+  /// How long `stop` waits for the registrar.
+  static constexpr std::uint64_t stop_timeout_ms = 5000;
+  /// Waiting after a failure: this long at first, twice as long each time, up to the longest. Of
+  /// each a random half is left out, so that a server that comes back is not met by all at once.
+  static constexpr std::uint64_t first_retry_ms = 1000;
+  static constexpr std::uint64_t longest_retry_ms = 300000;
+  /// What a registrar may ask for with Retry-After and Min-Expires; more is taken for this.
+  static constexpr std::uint32_t longest_wish_s = 86400;
+
+ private:
+  using State = RegistrationStatus::State;
+  enum class Phase : std::uint8_t { idle, active, stopping, stopped };
+
+  Error complete();
+  Error send(std::uint32_t expires_s, std::uint64_t now_ms);
+  void try_now(std::uint64_t now_ms);
+  void on_outcome(const Outcome& outcome);
+  void on_granted(const Outcome& outcome);
+  void fail(const Outcome& outcome, std::uint64_t at_least_ms);
+  void finish_stop();
+  void tell();
+  std::uint64_t back_off();
+  std::uint32_t granted_s(const MessageView& response) const;
+  void start_keepalive(std::uint64_t now_ms);
+
+  Agent& agent_;
+  RegistrationOptions options_;
+  std::shared_ptr<Handler> handler_;
+  std::string user_;  ///< of the address-of-record, and of our contact
+  std::string call_id_;
+  RegistrationStatus status_;
+  Phase phase_ = Phase::idle;
+  bool is_waiting_ = false;  ///< a REGISTER is under way
+  bool is_unregistering_ = false;
+  bool may_be_bound_ = false;  ///< so that there is something to take back
+  std::uint32_t try_number_ = 0;
+  std::uint64_t now_ms_ = 0;
+  std::uint32_t failures_ = 0;     ///< in succession
+  std::uint32_t expires_s_ = 0;    ///< what is asked for: what a 423 wanted, mostly
+  std::uint32_t keepalive_s_ = 0;  ///< 0: none
+  Flow flow_;                      ///< the way to us; its socket is 0 where there is none
+  std::optional<std::uint64_t> try_at_ms_;
+  std::optional<std::uint64_t> keepalive_at_ms_;
+  std::optional<std::uint64_t> stop_at_ms_;
+  std::vector<std::function<void()>> stop_done_;
+};
+
+namespace detail {
+
+/// The number a header value begins with, at most `maximum`: of Retry-After, which may have a
+/// comment and parameters behind it.
+inline std::optional<std::uint32_t> leading_seconds(std::string_view value, std::uint32_t maximum) {
+  const std::size_t digits = skip_class(value, char_digit);
+  const auto seconds = MessageView::delta_seconds(value.substr(0, digits));
+  if (!seconds) return std::nullopt;
+  return std::min(*seconds, maximum);
+}
+
+/// Whether a registrar that answers so will not change its mind. The others speak of the moment: of
+/// load (480, 486, 500, 503), of time (408, 423, 504), of too many requests (429, 491).
+constexpr bool is_refusal_for_good(int code) {
+  switch (code) {
+    case 408:
+    case 423:
+    case 429:
+    case 480:
+    case 486:
+    case 491:
+    case 500:
+    case 502:
+    case 503:
+    case 504: return false;
+    default: return code >= 300;
+  }
+}
+
+/// The registrar of an address-of-record (RFC 3261 10.2: a Request-URI without user).
+inline std::string registrar_of(const UriView& uri) {
+  std::string text("sip:");
+  const bool is_ipv6 = is_ipv6_text(uri.host);
+  text.append(is_ipv6 ? "[" : "").append(uri.host).append(is_ipv6 ? "]" : "");
+  if (uri.port != 0) {
+    text.push_back(':');
+    append_number(text, uri.port);
+  }
+  if (const auto transport = uri.parameter("transport")) {
+    text.append(";transport=").append(*transport);
+  }
+  return text;
+}
+
+}  // namespace detail
+
+// ---- asking ------------------------------------------------------------------------------------
+
+/// Fills in what follows from the options.
+inline Error RegistrationKeeper::complete() {
+  const auto uri = parse_uri(options_.address_of_record);
+  if (!uri) return uri.error();
+  if (uri->scheme != UriScheme::sip) return ErrorCode::unsupported_scheme;
+  if (!uri->has_user) return ErrorCode::bad_argument;
+  user_ = uri->user;
+  if (options_.registrar.empty()) options_.registrar = detail::registrar_of(*uri);
+  if (call_id_.empty()) call_id_ = agent_.random_token();
+  expires_s_ = std::max<std::uint32_t>(options_.expires_s, 1);
+  return {};
+}
+
+inline Error RegistrationKeeper::start(std::uint64_t now_ms) {
+  if (phase_ == Phase::active && status_.state != State::refused) return {};
+  if (phase_ == Phase::stopping || is_waiting_) return ErrorCode::bad_argument;
+  if (const Error error = complete()) return error;
+  failures_ = 0;
+  if (const Error error = send(expires_s_, now_ms)) return error;
+  phase_ = Phase::active;
+  status_ = RegistrationStatus();
+  status_.state = State::registering;
+  return {};
+}
+
+/// One REGISTER. All have one Call-ID, and the agent's CSeq rises (RFC 3261 10.2).
+inline Error RegistrationKeeper::send(std::uint32_t expires_s, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  Outgoing request;
+  request.method = "REGISTER";
+  request.to = request.from = options_.address_of_record;
+  request.request_uri = options_.registrar;
+  request.proxy = options_.proxy;
+  request.login = options_.login;
+  request.call_id = call_id_;
+  request.contact_user = user_;
+  std::string seconds;
+  detail::append_number(seconds, expires_s);
+  request.headers = {{"Expires", std::move(seconds)}};
+  const std::weak_ptr<RegistrationKeeper> weak = weak_from_this();
+  const std::uint32_t number = ++try_number_;
+  const Error error =
+      agent_.send(std::move(request), now_ms, [weak, number](const Outcome& outcome) {
+        const auto self = weak.lock();
+        if (self && number == self->try_number_) self->on_outcome(outcome);
+      });
+  if (error) return error;
+  is_waiting_ = true;
+  if (expires_s != 0) may_be_bound_ = true;
+  return {};
+}
+
+inline void RegistrationKeeper::try_now(std::uint64_t now_ms) {
+  try_at_ms_.reset();
+  keepalive_at_ms_.reset();
+  const Error error = send(expires_s_, now_ms);
+  if (!error) return;
+  Outcome outcome;
+  outcome.error = error;
+  fail(outcome, 0);
+}
+
+// ---- what came of it ---------------------------------------------------------------------------
+
+inline void RegistrationKeeper::on_outcome(const Outcome& outcome) {
+  is_waiting_ = false;
+  now_ms_ = agent_.now_ms();
+  if (phase_ == Phase::stopped || agent_.is_closed()) return;
+  status_.error = outcome.error;
+  status_.code = outcome.code;
+  status_.reason = outcome.reason;
+  if (phase_ == Phase::stopping) {
+    // RFC 3261 10.2: not before the one that was under way has its answer.
+    if (!std::exchange(is_unregistering_, true) && !send(0, now_ms_)) return;
+    return finish_stop();
+  }
+  if (outcome.ok()) return on_granted(outcome);
+  if (outcome.code == 423) {  // RFC 3261 10.2.8
+    const auto minimum =
+        outcome.response->delta_seconds(outcome.response->header(HeaderId::min_expires));
+    const std::uint32_t wanted = std::min(minimum.value_or(0), longest_wish_s);
+    if (wanted > expires_s_) {
+      expires_s_ = wanted;
+      return try_now(now_ms_);
+    }
+  }
+  if (outcome.code != 0 && detail::is_refusal_for_good(outcome.code)) {
+    may_be_bound_ = false;
+    status_.state = State::refused;
+    return tell();
+  }
+  std::uint64_t at_least_ms = 0;
+  if (outcome.response != nullptr) {
+    const std::string_view wish = outcome.response->header(HeaderId::retry_after);
+    at_least_ms = std::uint64_t{1000} * detail::leading_seconds(wish, longest_wish_s).value_or(0);
+  }
+  fail(outcome, at_least_ms);
+}
+
+inline void RegistrationKeeper::on_granted(const Outcome& outcome) {
+  const std::uint32_t seconds = granted_s(*outcome.response);
+  if (seconds == 0) return fail(outcome, 0);  // granted in words only
+  failures_ = 0;
+  flow_ = outcome.flow;
+  status_.state = State::registered;
+  status_.expires_s = seconds;
+  status_.retry_in_ms = 0;
+  // At half-life, so that there is as much time again for it to fail and be tried again.
+  try_at_ms_ =
+      now_ms_ + std::max<std::uint64_t>(std::uint64_t{500} * status_.expires_s, first_retry_ms);
+  keepalive_s_ = options_.keepalive_s;
+  const auto wish = outcome.response->header("P-NAT-Refresh");
+  const auto wish_s = detail::leading_seconds(wish.value_or(std::string_view()), longest_wish_s);
+  if (wish_s && *wish_s != 0) keepalive_s_ = std::min(keepalive_s_, *wish_s);
+  start_keepalive(now_ms_);
+  tell();
+}
+
+/// What the registrar granted for our contact: its expires parameter, else the Expires header
+/// (RFC 3261 10.2.4), else what was asked for. Ours is known by user and address: that of our Via,
+/// or the one the registrar saw us at. One that stands alone is ours however it was rewritten.
+inline std::uint32_t RegistrationKeeper::granted_s(const MessageView& response) const {
+  const auto via = response.top_via();
+  std::size_t contacts = 0;
+  std::optional<std::uint32_t> of_any;
+  std::optional<std::uint32_t> of_ours;
+  for (std::string_view value : response.values(HeaderId::contact)) {
+    const auto contact = parse_name_addr(value);
+    if (!contact) continue;
+    ++contacts;
+    of_any = MessageView::delta_seconds(contact->parameters.find("expires").value_or(""));
+    const UriView& uri = contact->uri;
+    const bool is_sent_by = via && uri.host == via->host && uri.port == via->port;
+    const auto rport = via ? parse_digits(via->rport, 65535) : std::nullopt;
+    const bool is_source = via && uri.host == via->received && rport && uri.port == *rport;
+    if (uri.user == user_ && (is_sent_by || is_source)) of_ours = of_any;
+  }
+  if (!of_ours && contacts == 1) of_ours = of_any;
+  const std::uint32_t granted = of_ours.value_or(response.expires().value_or(expires_s_));
+  return std::min(granted, std::max(expires_s_, longest_wish_s));
+}
+
+/// It did not work this time.
+inline void RegistrationKeeper::fail(const Outcome& outcome, std::uint64_t at_least_ms) {
+  flow_ = Flow();
+  keepalive_at_ms_.reset();
+  status_.state = State::retrying;
+  status_.error = outcome.error;
+  status_.code = outcome.code;
+  status_.reason = outcome.reason;
+  status_.expires_s = 0;
+  status_.retry_in_ms = std::max(back_off(), at_least_ms);
+  try_at_ms_ = now_ms_ + status_.retry_in_ms;
+  tell();
+}
+
+inline std::uint64_t RegistrationKeeper::back_off() {
+  const std::uint64_t longest =
+      std::min(first_retry_ms << std::min(failures_, 16U), longest_retry_ms);
+  ++failures_;
+  return longest / 2 + agent_.random_number() % (longest / 2 + 1);
+}
+
+/// The last thing that is done: the handler may let go of this.
+inline void RegistrationKeeper::tell() {
+  const std::shared_ptr<Handler> handler = handler_;
+  const RegistrationStatus status = status_;
+  if (*handler) (*handler)(status);
+}
+
+// ---- the way to us -----------------------------------------------------------------------------
+
+inline void RegistrationKeeper::start_keepalive(std::uint64_t now_ms) {
+  keepalive_at_ms_.reset();
+  if (keepalive_s_ == 0) return;
+  // RFC 5626 4.4.1: not in step with others, 80 to 100 of 100.
+  const std::uint64_t longest = std::uint64_t{1000} * keepalive_s_;
+  keepalive_at_ms_ = now_ms + longest - agent_.random_number() % (longest / 5 + 1);
+}
+
+inline void RegistrationKeeper::connection_closed(std::uint32_t socket, Error error,
+                                                  std::uint64_t now_ms) {
+  if (phase_ != Phase::active || status_.state != State::registered) return;
+  if (flow_.transport != Transport::tcp || flow_.socket != socket) return;
+  // A REGISTER under way will say by itself what became of it.
+  if (is_waiting_) return;
+  now_ms_ = now_ms;
+  Outcome outcome;
+  outcome.error = error;
+  fail(outcome, 0);
+}
+
+// ---- the end -----------------------------------------------------------------------------------
+
+inline void RegistrationKeeper::stop(std::uint64_t now_ms, std::function<void()> done) {
+  now_ms_ = now_ms;
+  stop_done_.push_back(std::move(done));
+  if (phase_ == Phase::stopping) return;
+  phase_ = Phase::stopping;
+  try_at_ms_.reset();
+  keepalive_at_ms_.reset();
+  is_unregistering_ = false;
+  stop_at_ms_ = now_ms + stop_timeout_ms;
+  if (is_waiting_) return;
+  is_unregistering_ = true;
+  // Later in any case, never from in here.
+  if (!may_be_bound_ || send(0, now_ms)) stop_at_ms_ = now_ms;
+}
+
+inline void RegistrationKeeper::finish_stop() {
+  phase_ = Phase::stopped;
+  may_be_bound_ = false;
+  is_waiting_ = false;
+  ++try_number_;  // what is still under way is nobody's any more
+  stop_at_ms_.reset();
+  flow_ = Flow();
+  status_.state = State::unregistered;
+  const std::shared_ptr<RegistrationKeeper> self = weak_from_this().lock();
+  const auto waiting = std::exchange(stop_done_, {});
+  tell();
+  for (const auto& done : waiting) {
+    if (done) done();
+  }
+}
+
+inline void RegistrationKeeper::close() {
+  phase_ = Phase::stopped;
+  is_waiting_ = false;
+  ++try_number_;
+  try_at_ms_.reset();
+  keepalive_at_ms_.reset();
+  stop_at_ms_.reset();
+  for (const auto& done : std::exchange(stop_done_, {})) {
+    if (done) done();
+  }
+}
+
+// ---- time --------------------------------------------------------------------------------------
+
+inline void RegistrationKeeper::advance(std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  if (stop_at_ms_ && *stop_at_ms_ <= now_ms) return finish_stop();
+  if (try_at_ms_ && *try_at_ms_ <= now_ms) return try_now(now_ms);
+  if (!keepalive_at_ms_ || *keepalive_at_ms_ > now_ms) return;
+  if (const Error error = agent_.send_keepalive(flow_)) {
+    Outcome outcome;
+    outcome.error = error;
+    return fail(outcome, 0);
+  }
+  start_keepalive(now_ms);
+}
+
+inline std::optional<std::uint64_t> RegistrationKeeper::next_deadline() const {
+  std::optional<std::uint64_t> next;
+  for (const auto& deadline : {try_at_ms_, keepalive_at_ms_, stop_at_ms_}) {
+    if (deadline && (!next || *deadline < *next)) next = deadline;
+  }
+  return next;
 }
 
 }  // namespace sipmsg
@@ -13456,6 +14559,10 @@ class TcpReceiver {
   /// the receiver's, and never after `close`. `why`: `closed` by the peer or for being idle,
   /// `timeout`, `network`, or the mistake in the last message.
   virtual void on_connection_closed(std::uint32_t connection, Error why) = 0;
+  /// Instead, where it could not be made: the peer has seen nothing of what was sent on it.
+  virtual void on_connection_failed(std::uint32_t connection, Error why) {
+    on_connection_closed(connection, why);
+  }
   /// Everything that had come on a connection is handed over.
   virtual void on_stream_messages_end() {}
   /// A connection has been idle for its time: whether it is needed, and so stays open all the same.
@@ -13501,6 +14608,7 @@ struct TcpConnection {
   Error why;               ///< it is being closed
   State state = State::connecting;
   bool made_by_us = false;
+  bool was_open = false;  ///< it stood once
   bool is_reading = false;
   bool peer_is_done = false;   ///< it will not send any more
   bool has_shut_down = false;  ///< all is sent, and the peer knows that it was all
@@ -13838,6 +14946,7 @@ inline Result<std::uint32_t> TcpCore::connect(const SocketAddress& remote) {
 /// The connection stands.
 inline void TcpCore::open(TcpConnection& connection) {
   connection.state = State::open;
+  connection.was_open = true;
   uv_tcp_nodelay(&connection.handle, 1);
   // After so long without a sign of life the system asks whether the peer's machine is still there.
   constexpr unsigned quiet_s = 60;
@@ -13871,6 +14980,7 @@ inline void TcpCore::close(TcpConnection& connection, Error why) {
 inline void TcpCore::on_closed(TcpConnection& connection) {
   const std::uint32_t number = connection.number;
   const Error why = connection.why;
+  const bool was_open = connection.was_open;
   if (connection.peer != HashIndex::npos) {
     Peer& peer = peers_.at(connection.peer);
     if (--peer.connections == 0) {
@@ -13880,7 +14990,9 @@ inline void TcpCore::on_closed(TcpConnection& connection) {
   }
   connections_.destroy(connection.place);
   if (connections_.size() == 0) close_flush_timer();
-  if (number != 0 && receiver_ != nullptr) receiver_->on_connection_closed(number, why);
+  if (number == 0 || receiver_ == nullptr) return;
+  if (was_open) return receiver_->on_connection_closed(number, why);
+  receiver_->on_connection_failed(number, why);
 }
 
 inline void TcpCore::drain(TcpConnection& connection, Error why) {
@@ -14370,6 +15482,10 @@ class TransportReceiver {
   /// A TCP connection is gone or could not be made: once for each, never inside a call of ours, and
   /// never after `close`. What was sent on it and not answered will not be.
   virtual void on_connection_closed(std::uint32_t socket, Error why) = 0;
+  /// Instead, where it could not be made: nothing that was sent on it has arrived.
+  virtual void on_connection_failed(std::uint32_t socket, Error why) {
+    on_connection_closed(socket, why);
+  }
   /// Everything that had come is handed over: the moment for what is done once for many messages.
   virtual void on_batch_end() {}
   /// A TCP connection that a peer made has been idle for its time: whether it stays open all the
@@ -14382,7 +15498,8 @@ class TransportReceiver {
 
 class Transports final : public Sink, private TcpReceiver {
  public:
-  /// Called for each message in or out, as it is on the wire, also for those that are refused.
+  /// Called for each message in or out, as it is on the wire, also for those that are refused; not
+  /// for keep-alives.
   using TraceHandler =
       std::function<void(bool is_incoming, const Flow& flow, std::string_view octets)>;
 
@@ -14460,6 +15577,9 @@ class Transports final : public Sink, private TcpReceiver {
                                 const SocketAddress& from) override;
   void on_connection_closed(std::uint32_t connection, Error why) override {
     receiver_.on_connection_closed(connection, why);
+  }
+  void on_connection_failed(std::uint32_t connection, Error why) override {
+    receiver_.on_connection_failed(connection, why);
   }
   void on_stream_messages_end() override { receiver_.on_batch_end(); }
   bool keeps_idle_connection(std::uint32_t connection) override {
@@ -14642,8 +15762,9 @@ inline Transports::Datagrams* Transports::choose_udp(const IpAddress& remote) {
 }
 
 inline Error Transports::send(const Flow& flow, const Slices& message) {
+  constexpr std::size_t keepalive_size = 4;  // CR LF CR LF; no message is as short
   const Error error = send_on(flow, message);
-  if (trace_) {
+  if (trace_ && message.size() > keepalive_size) {
     // Last: the handler may replace itself, and destroy this.
     const std::shared_ptr<TraceHandler> handler = trace_;
     (*handler)(false, flow, message.to_string());
@@ -14985,11 +16106,12 @@ class Offload {
 
 // endpoint: a user agent on a libuv loop: what a user of this header holds to send and receive.
 //
-// One object does both, on sockets it opens where it is told. The loop is the caller's. Everything
-// here belongs to the loop's thread, but `post`, which other threads may call. Anything may be done
-// inside a callback: sending, replacing the handler, closing, destroying the Endpoint itself.
-// After `close()`, or its destruction, the loop runs dry as far as this is concerned; it must turn
-// once more so that libuv lets go of the sockets.
+// One object does both, on sockets it opens where it is told; a Registration keeps it reachable.
+// The loop is the caller's. Everything here belongs to the loop's thread, but `post`, which other
+// threads may call. Anything may be done inside a callback: sending, replacing the handler,
+// closing, destroying the Endpoint or the Registration itself. After `close()`, or its destruction,
+// the loop runs dry as far as this is concerned; it must turn once more so that libuv lets go of
+// the sockets.
 
 namespace sipmsg {
 
@@ -15008,17 +16130,32 @@ class EndpointCore final : public TransportReceiver,
   Transports& transports() { return transports_; }
   bool is_closed() const { return closed_; }
 
-  /// Before and after whatever the application does: the agent's next deadline may be sooner.
+  /// Before and after whatever the application does: the next deadline may be sooner.
   void rearm() {
+    if (closed_) return;
     if (const auto deadline_ms = agent_.next_deadline()) arm(*deadline_ms);
+    for (const auto& registration : registrations_) {
+      if (const auto deadline_ms = registration->next_deadline()) arm(*deadline_ms);
+    }
+  }
+  void add(std::shared_ptr<RegistrationKeeper> registration) {
+    registrations_.push_back(std::move(registration));
+  }
+  void remove(const RegistrationKeeper& registration) {
+    const auto found =
+        std::find_if(registrations_.begin(), registrations_.end(),
+                     [&](const auto& candidate) { return candidate.get() == &registration; });
+    if (found != registrations_.end()) registrations_.erase(found);
   }
   void close() {
     if (closed_) return;
+    const auto self = shared_from_this();  // what is told may let go of the Endpoint
     closed_ = true;
     agent_.close();
     agent_.on_message(nullptr);
     transports_.close();
     loop_->close();
+    for (const auto& registration : std::exchange(registrations_, {})) registration->close();
   }
 
  private:
@@ -15026,7 +16163,12 @@ class EndpointCore final : public TransportReceiver,
       : Alarm(*loop),
         loop_(std::move(loop)),
         transports_(*loop_, *this),
-        agent_(std::move(options), transports_, secret) {}
+        agent_(complete(std::move(options)), transports_, secret) {}
+
+  static AgentOptions complete(AgentOptions options) {
+    if (options.unix_time_s == nullptr) options.unix_time_s = &sipmsg::unix_time_s;
+    return options;
+  }
 
   void on_message(const MessageView& message, Error error, const Flow& flow) override {
     const auto self = shared_from_this();
@@ -15035,18 +16177,38 @@ class EndpointCore final : public TransportReceiver,
   }
   void on_connection_closed(std::uint32_t socket, Error error) override {
     const auto self = shared_from_this();
-    agent_.connection_closed(socket, error, loop_->now_ms());
+    const std::uint64_t now_ms = loop_->now_ms();
+    agent_.connection_closed(socket, error, now_ms);
+    for_each_registration([&](RegistrationKeeper& registration) {
+      registration.connection_closed(socket, error, now_ms);
+    });
+    rearm();
+  }
+  void on_connection_failed(std::uint32_t socket, Error error) override {
+    const auto self = shared_from_this();
+    agent_.connection_failed(socket, error, loop_->now_ms());
     rearm();
   }
   void on_alarm(std::uint64_t now_ms) override {
     const auto self = shared_from_this();
     agent_.advance(now_ms);
+    for_each_registration([&](RegistrationKeeper& registration) { registration.advance(now_ms); });
     rearm();
+  }
+  /// Handlers may add and take away registrations meanwhile. One that is passed over for that is
+  /// due still, and so the alarm goes off again.
+  template <class Use>
+  void for_each_registration(Use use) {
+    for (std::size_t i = 0; i < registrations_.size(); ++i) {
+      const std::shared_ptr<RegistrationKeeper> registration = registrations_[i];
+      use(*registration);
+    }
   }
 
   std::unique_ptr<Loop> loop_;
   Transports transports_;
   Agent agent_;
+  std::vector<std::shared_ptr<RegistrationKeeper>> registrations_;
   bool closed_ = false;
 };
 
@@ -15062,11 +16224,13 @@ class Reply {
 
   /// Sends a final answer, 200 to 699, with this phrase or the usual one. False where nothing was
   /// sent: the message was answered before, its sender has given up (after 32 s), the Endpoint is
-  /// closed, the code is another one, or the phrase would end the line.
-  bool send(int code, std::string_view phrase = {}) const {
+  /// closed, the code is another one, the phrase would end the line, or a header may not stand
+  /// there. See Agent::reply.
+  bool send(int code, std::string_view phrase = {}, const Headers& headers = {}) const {
     const auto core = core_.lock();
     if (!core || core->is_closed()) return false;
-    const Error error = core->agent().reply(server_, code, phrase, core->loop().fresh_now_ms());
+    const Error error =
+        core->agent().reply(server_, code, phrase, headers, core->loop().fresh_now_ms());
     core->rearm();
     return !error;
   }
@@ -15085,6 +16249,7 @@ class Reply {
 /// Complete programs: examples/020_echo.cpp.
 class Endpoint {
  public:
+  using RegistrationHandler = RegistrationKeeper::Handler;
   /// The Message is the handler's to copy; the reference is valid during the call.
   using MessageHandler = std::function<void(const Message& message, Reply reply)>;
 
@@ -15118,10 +16283,10 @@ class Endpoint {
   /// Sends a request. An error now means that nothing was sent and that no callback comes;
   /// otherwise `done` is called exactly once, later: with the final answer, or with `timeout`,
   /// `network` or `closed`. A socket is opened where none is.
-  Error send(const Outgoing& outgoing, Agent::SentHandler done) {
+  Error send(Outgoing outgoing, Agent::SentHandler done) {
     if (core_->is_closed()) return ErrorCode::closed;
     const Error error =
-        core_->agent().send(outgoing, core_->loop().fresh_now_ms(), std::move(done));
+        core_->agent().send(std::move(outgoing), core_->loop().fresh_now_ms(), std::move(done));
     core_->rearm();
     return error;
   }
@@ -15137,9 +16302,58 @@ class Endpoint {
   void close() { core_->close(); }
 
  private:
+  friend class Registration;
   Error listen(Transport transport, std::string_view host, std::uint16_t port);
 
   std::shared_ptr<detail::EndpointCore> core_;
+};
+
+/// Keeps an Endpoint registered, and so reachable. Destroying it ends that without telling the
+/// registrar, who forgets by himself in time; `stop` tells him. Either may go first, this or the
+/// Endpoint.
+class Registration {
+ public:
+  /// The handler is told of each change, and of each refresh. See RegistrationStatus.
+  Registration(Endpoint& endpoint, RegistrationOptions options,
+               Endpoint::RegistrationHandler handler)
+      : core_(endpoint.core_),
+        keeper_(std::make_shared<RegistrationKeeper>(endpoint.core_->agent(), std::move(options),
+                                                     std::move(handler))) {
+    if (!endpoint.core_->is_closed()) endpoint.core_->add(keeper_);
+  }
+  ~Registration() {
+    if (const auto core = core_.lock()) core->remove(*keeper_);
+    keeper_->close();
+  }
+  Registration(const Registration&) = delete;
+  Registration& operator=(const Registration&) = delete;
+
+  /// Registers, and stays registered from then on; begins anew after a refusal. An error now, see
+  /// RegistrationKeeper::start, means that nothing is sent and the handler is not called.
+  Error start() {
+    const auto core = core_.lock();
+    if (!core || core->is_closed()) return ErrorCode::closed;
+    const Error error = keeper_->start(core->loop().fresh_now_ms());
+    core->rearm();
+    return error;
+  }
+  /// Unregisters; `done` is called exactly once: later, at most 5 s, or from inside the end of this
+  /// or of the Endpoint where that comes first. Where the Endpoint is closed already, from inside
+  /// this call.
+  void stop(std::function<void()> done) {
+    const auto core = core_.lock();
+    if (!core || core->is_closed()) {
+      if (done) done();
+      return;
+    }
+    keeper_->stop(core->loop().fresh_now_ms(), std::move(done));
+    core->rearm();
+  }
+  const RegistrationStatus& status() const { return keeper_->status(); }
+
+ private:
+  std::weak_ptr<detail::EndpointCore> core_;
+  std::shared_ptr<RegistrationKeeper> keeper_;
 };
 
 inline Error Endpoint::listen(Transport transport, std::string_view host, std::uint16_t port) {

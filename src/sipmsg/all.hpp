@@ -28,7 +28,9 @@
 #include "relay.hpp"        // one MESSAGE to every binding, and the best answer back
 #include "proxy.hpp"        // the server's decisions: register, relay, answer, refuse
 #include "login.hpp"        // a client's side of the password question
+#include "locate.hpp"       // where a URI's host is: SRV records, addresses, in the order to be tried
 #include "agent.hpp"        // the two ends: sends requests, receives them, answers
+#include "registration.hpp" // a client that stays registered
 
 // Below this line the parts see libuv; SIPMSG_NO_UV leaves them out.
 #ifndef SIPMSG_NO_UV

@@ -6,8 +6,8 @@
 // response, and the two who use it, DigestClient and DigestAuthenticator. The server keeps nothing
 // for a nonce it hands out: a nonce carries its time and a seal over that and the client's address.
 // Only a nonce that a right password was used with is remembered, so that it cannot be replayed.
-// Left out on purpose: Authentication-Info, nextnonce, userhash and username* (RFC 7616 3.4.4),
-// which no softphone sends, and Basic, which RFC 3261 22.4 forbids.
+// Left out on purpose: Authentication-Info but for its nextnonce, userhash and username* (RFC
+// 7616 3.4.4), which no softphone sends, and Basic, which RFC 3261 22.4 forbids.
 #pragma once
 
 #include <algorithm>
@@ -511,6 +511,22 @@ class DigestClient {
     qop_ = challenge.offers_auth       ? DigestQop::auth
            : challenge.offers_auth_int ? DigestQop::auth_int
                                        : DigestQop::none;
+    return {};
+  }
+
+  /// Takes over the nonce that a server gives with its answer, instead of a challenge, for the next
+  /// request (RFC 7616 3.5): the value of nextnonce, as written. Its count begins anew. Errors:
+  /// `bad_argument` before a challenge was taken, and for no nonce; `forbidden_octet`.
+  Error take_next_nonce(std::string_view next_nonce, std::string_view cnonce) {
+    if (!is_ready() || next_nonce.empty()) return ErrorCode::bad_argument;
+    if (has_forbidden_octet(next_nonce) || has_forbidden_octet(cnonce)) {
+      return ErrorCode::forbidden_octet;
+    }
+    std::string nonce = quote(unquote(next_nonce));
+    if (nonce == nonce_) return {};
+    nonce_ = std::move(nonce);
+    nonce_count_ = 0;
+    cnonce_ = quote(cnonce);
     return {};
   }
 

@@ -1,19 +1,24 @@
 // endpoint: a user agent on a libuv loop: what a user of this header holds to send and receive.
 //
-// One object does both, on sockets it opens where it is told. The loop is the caller's. Everything
-// here belongs to the loop's thread, but `post`, which other threads may call. Anything may be done
-// inside a callback: sending, replacing the handler, closing, destroying the Endpoint itself.
-// After `close()`, or its destruction, the loop runs dry as far as this is concerned; it must turn
-// once more so that libuv lets go of the sockets.
+// One object does both, on sockets it opens where it is told; a Registration keeps it reachable.
+// The loop is the caller's. Everything here belongs to the loop's thread, but `post`, which other
+// threads may call. Anything may be done inside a callback: sending, replacing the handler,
+// closing, destroying the Endpoint or the Registration itself. After `close()`, or its destruction,
+// the loop runs dry as far as this is concerned; it must turn once more so that libuv lets go of
+// the sockets.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "agent.hpp"
 #include "loop.hpp"
+#include "registration.hpp"
 #include "transport.hpp"
 
 namespace sipmsg {
@@ -33,17 +38,32 @@ class EndpointCore final : public TransportReceiver,
   Transports& transports() { return transports_; }
   bool is_closed() const { return closed_; }
 
-  /// Before and after whatever the application does: the agent's next deadline may be sooner.
+  /// Before and after whatever the application does: the next deadline may be sooner.
   void rearm() {
+    if (closed_) return;
     if (const auto deadline_ms = agent_.next_deadline()) arm(*deadline_ms);
+    for (const auto& registration : registrations_) {
+      if (const auto deadline_ms = registration->next_deadline()) arm(*deadline_ms);
+    }
+  }
+  void add(std::shared_ptr<RegistrationKeeper> registration) {
+    registrations_.push_back(std::move(registration));
+  }
+  void remove(const RegistrationKeeper& registration) {
+    const auto found =
+        std::find_if(registrations_.begin(), registrations_.end(),
+                     [&](const auto& candidate) { return candidate.get() == &registration; });
+    if (found != registrations_.end()) registrations_.erase(found);
   }
   void close() {
     if (closed_) return;
+    const auto self = shared_from_this();  // what is told may let go of the Endpoint
     closed_ = true;
     agent_.close();
     agent_.on_message(nullptr);
     transports_.close();
     loop_->close();
+    for (const auto& registration : std::exchange(registrations_, {})) registration->close();
   }
 
  private:
@@ -51,7 +71,12 @@ class EndpointCore final : public TransportReceiver,
       : Alarm(*loop),
         loop_(std::move(loop)),
         transports_(*loop_, *this),
-        agent_(std::move(options), transports_, secret) {}
+        agent_(complete(std::move(options)), transports_, secret) {}
+
+  static AgentOptions complete(AgentOptions options) {
+    if (options.unix_time_s == nullptr) options.unix_time_s = &sipmsg::unix_time_s;
+    return options;
+  }
 
   void on_message(const MessageView& message, Error error, const Flow& flow) override {
     const auto self = shared_from_this();
@@ -60,18 +85,38 @@ class EndpointCore final : public TransportReceiver,
   }
   void on_connection_closed(std::uint32_t socket, Error error) override {
     const auto self = shared_from_this();
-    agent_.connection_closed(socket, error, loop_->now_ms());
+    const std::uint64_t now_ms = loop_->now_ms();
+    agent_.connection_closed(socket, error, now_ms);
+    for_each_registration([&](RegistrationKeeper& registration) {
+      registration.connection_closed(socket, error, now_ms);
+    });
+    rearm();
+  }
+  void on_connection_failed(std::uint32_t socket, Error error) override {
+    const auto self = shared_from_this();
+    agent_.connection_failed(socket, error, loop_->now_ms());
     rearm();
   }
   void on_alarm(std::uint64_t now_ms) override {
     const auto self = shared_from_this();
     agent_.advance(now_ms);
+    for_each_registration([&](RegistrationKeeper& registration) { registration.advance(now_ms); });
     rearm();
+  }
+  /// Handlers may add and take away registrations meanwhile. One that is passed over for that is
+  /// due still, and so the alarm goes off again.
+  template <class Use>
+  void for_each_registration(Use use) {
+    for (std::size_t i = 0; i < registrations_.size(); ++i) {
+      const std::shared_ptr<RegistrationKeeper> registration = registrations_[i];
+      use(*registration);
+    }
   }
 
   std::unique_ptr<Loop> loop_;
   Transports transports_;
   Agent agent_;
+  std::vector<std::shared_ptr<RegistrationKeeper>> registrations_;
   bool closed_ = false;
 };
 
@@ -87,11 +132,13 @@ class Reply {
 
   /// Sends a final answer, 200 to 699, with this phrase or the usual one. False where nothing was
   /// sent: the message was answered before, its sender has given up (after 32 s), the Endpoint is
-  /// closed, the code is another one, or the phrase would end the line.
-  bool send(int code, std::string_view phrase = {}) const {
+  /// closed, the code is another one, the phrase would end the line, or a header may not stand
+  /// there. See Agent::reply.
+  bool send(int code, std::string_view phrase = {}, const Headers& headers = {}) const {
     const auto core = core_.lock();
     if (!core || core->is_closed()) return false;
-    const Error error = core->agent().reply(server_, code, phrase, core->loop().fresh_now_ms());
+    const Error error =
+        core->agent().reply(server_, code, phrase, headers, core->loop().fresh_now_ms());
     core->rearm();
     return !error;
   }
@@ -110,6 +157,7 @@ class Reply {
 /// Complete programs: examples/020_echo.cpp.
 class Endpoint {
  public:
+  using RegistrationHandler = RegistrationKeeper::Handler;
   /// The Message is the handler's to copy; the reference is valid during the call.
   using MessageHandler = std::function<void(const Message& message, Reply reply)>;
 
@@ -143,10 +191,10 @@ class Endpoint {
   /// Sends a request. An error now means that nothing was sent and that no callback comes;
   /// otherwise `done` is called exactly once, later: with the final answer, or with `timeout`,
   /// `network` or `closed`. A socket is opened where none is.
-  Error send(const Outgoing& outgoing, Agent::SentHandler done) {
+  Error send(Outgoing outgoing, Agent::SentHandler done) {
     if (core_->is_closed()) return ErrorCode::closed;
     const Error error =
-        core_->agent().send(outgoing, core_->loop().fresh_now_ms(), std::move(done));
+        core_->agent().send(std::move(outgoing), core_->loop().fresh_now_ms(), std::move(done));
     core_->rearm();
     return error;
   }
@@ -162,9 +210,58 @@ class Endpoint {
   void close() { core_->close(); }
 
  private:
+  friend class Registration;
   Error listen(Transport transport, std::string_view host, std::uint16_t port);
 
   std::shared_ptr<detail::EndpointCore> core_;
+};
+
+/// Keeps an Endpoint registered, and so reachable. Destroying it ends that without telling the
+/// registrar, who forgets by himself in time; `stop` tells him. Either may go first, this or the
+/// Endpoint.
+class Registration {
+ public:
+  /// The handler is told of each change, and of each refresh. See RegistrationStatus.
+  Registration(Endpoint& endpoint, RegistrationOptions options,
+               Endpoint::RegistrationHandler handler)
+      : core_(endpoint.core_),
+        keeper_(std::make_shared<RegistrationKeeper>(endpoint.core_->agent(), std::move(options),
+                                                     std::move(handler))) {
+    if (!endpoint.core_->is_closed()) endpoint.core_->add(keeper_);
+  }
+  ~Registration() {
+    if (const auto core = core_.lock()) core->remove(*keeper_);
+    keeper_->close();
+  }
+  Registration(const Registration&) = delete;
+  Registration& operator=(const Registration&) = delete;
+
+  /// Registers, and stays registered from then on; begins anew after a refusal. An error now, see
+  /// RegistrationKeeper::start, means that nothing is sent and the handler is not called.
+  Error start() {
+    const auto core = core_.lock();
+    if (!core || core->is_closed()) return ErrorCode::closed;
+    const Error error = keeper_->start(core->loop().fresh_now_ms());
+    core->rearm();
+    return error;
+  }
+  /// Unregisters; `done` is called exactly once: later, at most 5 s, or from inside the end of this
+  /// or of the Endpoint where that comes first. Where the Endpoint is closed already, from inside
+  /// this call.
+  void stop(std::function<void()> done) {
+    const auto core = core_.lock();
+    if (!core || core->is_closed()) {
+      if (done) done();
+      return;
+    }
+    keeper_->stop(core->loop().fresh_now_ms(), std::move(done));
+    core->rearm();
+  }
+  const RegistrationStatus& status() const { return keeper_->status(); }
+
+ private:
+  std::weak_ptr<detail::EndpointCore> core_;
+  std::shared_ptr<RegistrationKeeper> keeper_;
 };
 
 inline Error Endpoint::listen(Transport transport, std::string_view host, std::uint16_t port) {

@@ -70,6 +70,8 @@
   X(bad_address,              "the address is not a numeric IP address with port")                \
   X(bad_configuration,        "the configuration has errors")                                     \
   X(limit_reached,            "a limit was reached")                                              \
+  X(unknown_host,             "no address was found for the host")                                \
+  X(bad_dns_answer,           "the answer of the DNS is malformed")                               \
   X(gone,                     "the transaction or connection is gone")                            \
   X(timeout,                  "no answer came in time")                                           \
   X(closed,                   "closed while waiting")                                             \

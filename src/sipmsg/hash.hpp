@@ -473,4 +473,16 @@ class Random {
   std::uint64_t count_ = 0;
 };
 
+namespace detail {
+
+/// Sixteen octets of `random`: the seed of another one, or a key.
+inline SipHashKey next_key(Random& random) {
+  SipHashKey key;
+  store_little(random.next(), key.data());
+  store_little(random.next(), key.data() + 8);
+  return key;
+}
+
+}  // namespace detail
+
 }  // namespace sipmsg

@@ -2,8 +2,9 @@
 //
 // A server asks with 401 or 407; a client sends the request again with credentials (RFC 3261 22.2,
 // 22.3). The nonce stays good for a while, so what follows carries credentials at once, with a
-// rising count. A password that was refused is not tried again: softphones that do lock their
-// owners out. The arithmetic is that of digest.hpp; who sends the request again is agent.hpp.
+// rising count, or with the next nonce where an answer brought one. A password that was refused is
+// not tried again: softphones that do lock their owners out. The arithmetic is that of digest.hpp;
+// who sends the request again is agent.hpp.
 #pragma once
 
 #include <algorithm>
@@ -66,6 +67,25 @@ class Login {
     if (answer.client.take(challenge, cnonce)) return false;
     answered.push_back(std::move(realm));
     return true;
+  }
+
+  /// Takes the nonce that an answer brings for the next request (RFC 7616 3.5). It does not say of
+  /// which realm it speaks, so it is passed over where several could be meant. `cnonce` is a fresh
+  /// random token.
+  void take_next_nonce(const MessageView& response, std::string_view cnonce) {
+    for (const bool is_proxy : {false, true}) {
+      const auto info =
+          response.header(is_proxy ? "Proxy-Authentication-Info" : "Authentication-Info");
+      if (!info) continue;
+      const auto next_nonce = Parameters(*info, ',').find("nextnonce");
+      const auto is_meant = [is_proxy](const Answer& answer) {
+        return answer.is_proxy == is_proxy && !answer.refused && answer.client.is_ready();
+      };
+      if (!next_nonce || std::count_if(answers_.begin(), answers_.end(), is_meant) != 1) continue;
+      const auto answer = std::find_if(answers_.begin(), answers_.end(), is_meant);
+      // One that cannot be used is no loss: the server will challenge.
+      static_cast<void>(answer->client.take_next_nonce(*next_nonce, cnonce));
+    }
   }
 
   /// Writes Authorization and Proxy-Authorization for one request, as far as challenges are known.

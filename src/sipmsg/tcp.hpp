@@ -88,6 +88,10 @@ class TcpReceiver {
   /// the receiver's, and never after `close`. `why`: `closed` by the peer or for being idle,
   /// `timeout`, `network`, or the mistake in the last message.
   virtual void on_connection_closed(std::uint32_t connection, Error why) = 0;
+  /// Instead, where it could not be made: the peer has seen nothing of what was sent on it.
+  virtual void on_connection_failed(std::uint32_t connection, Error why) {
+    on_connection_closed(connection, why);
+  }
   /// Everything that had come on a connection is handed over.
   virtual void on_stream_messages_end() {}
   /// A connection has been idle for its time: whether it is needed, and so stays open all the same.
@@ -133,6 +137,7 @@ struct TcpConnection {
   Error why;               ///< it is being closed
   State state = State::connecting;
   bool made_by_us = false;
+  bool was_open = false;  ///< it stood once
   bool is_reading = false;
   bool peer_is_done = false;   ///< it will not send any more
   bool has_shut_down = false;  ///< all is sent, and the peer knows that it was all
@@ -470,6 +475,7 @@ inline Result<std::uint32_t> TcpCore::connect(const SocketAddress& remote) {
 /// The connection stands.
 inline void TcpCore::open(TcpConnection& connection) {
   connection.state = State::open;
+  connection.was_open = true;
   uv_tcp_nodelay(&connection.handle, 1);
   // After so long without a sign of life the system asks whether the peer's machine is still there.
   constexpr unsigned quiet_s = 60;
@@ -503,6 +509,7 @@ inline void TcpCore::close(TcpConnection& connection, Error why) {
 inline void TcpCore::on_closed(TcpConnection& connection) {
   const std::uint32_t number = connection.number;
   const Error why = connection.why;
+  const bool was_open = connection.was_open;
   if (connection.peer != HashIndex::npos) {
     Peer& peer = peers_.at(connection.peer);
     if (--peer.connections == 0) {
@@ -512,7 +519,9 @@ inline void TcpCore::on_closed(TcpConnection& connection) {
   }
   connections_.destroy(connection.place);
   if (connections_.size() == 0) close_flush_timer();
-  if (number != 0 && receiver_ != nullptr) receiver_->on_connection_closed(number, why);
+  if (number == 0 || receiver_ == nullptr) return;
+  if (was_open) return receiver_->on_connection_closed(number, why);
+  receiver_->on_connection_failed(number, why);
 }
 
 inline void TcpCore::drain(TcpConnection& connection, Error why) {

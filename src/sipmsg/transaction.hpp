@@ -387,13 +387,6 @@ class TransactionLayer {
 
 namespace detail {
 
-inline SipHashKey next_key(Random& random) {
-  SipHashKey key;
-  store_little(random.next(), key.data());
-  store_little(random.next(), key.data() + 8);
-  return key;
-}
-
 inline TransactionHash::TransactionHash(Random random)
     : low_(next_key(random)), high_(next_key(random)), tag_(next_key(random)) {}
 

@@ -66,6 +66,10 @@ class TransportReceiver {
   /// A TCP connection is gone or could not be made: once for each, never inside a call of ours, and
   /// never after `close`. What was sent on it and not answered will not be.
   virtual void on_connection_closed(std::uint32_t socket, Error why) = 0;
+  /// Instead, where it could not be made: nothing that was sent on it has arrived.
+  virtual void on_connection_failed(std::uint32_t socket, Error why) {
+    on_connection_closed(socket, why);
+  }
   /// Everything that had come is handed over: the moment for what is done once for many messages.
   virtual void on_batch_end() {}
   /// A TCP connection that a peer made has been idle for its time: whether it stays open all the
@@ -78,7 +82,8 @@ class TransportReceiver {
 
 class Transports final : public Sink, private TcpReceiver {
  public:
-  /// Called for each message in or out, as it is on the wire, also for those that are refused.
+  /// Called for each message in or out, as it is on the wire, also for those that are refused; not
+  /// for keep-alives.
   using TraceHandler =
       std::function<void(bool is_incoming, const Flow& flow, std::string_view octets)>;
 
@@ -156,6 +161,9 @@ class Transports final : public Sink, private TcpReceiver {
                                 const SocketAddress& from) override;
   void on_connection_closed(std::uint32_t connection, Error why) override {
     receiver_.on_connection_closed(connection, why);
+  }
+  void on_connection_failed(std::uint32_t connection, Error why) override {
+    receiver_.on_connection_failed(connection, why);
   }
   void on_stream_messages_end() override { receiver_.on_batch_end(); }
   bool keeps_idle_connection(std::uint32_t connection) override {
@@ -338,8 +346,9 @@ inline Transports::Datagrams* Transports::choose_udp(const IpAddress& remote) {
 }
 
 inline Error Transports::send(const Flow& flow, const Slices& message) {
+  constexpr std::size_t keepalive_size = 4;  // CR LF CR LF; no message is as short
   const Error error = send_on(flow, message);
-  if (trace_) {
+  if (trace_ && message.size() > keepalive_size) {
     // Last: the handler may replace itself, and destroy this.
     const std::shared_ptr<TraceHandler> handler = trace_;
     (*handler)(false, flow, message.to_string());
