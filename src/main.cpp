@@ -19,6 +19,7 @@ struct Subcommand {
 constexpr Subcommand subcommands[] = {
     {"serve", program::serve,
      "relays messages between softphones; by itself, on this machine only"},
+    {"send", program::send, "sends a message and says what became of it"},
     {"check", program::check, "reads a configuration and names every mistake, file and line"},
 };
 

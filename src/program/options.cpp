@@ -73,7 +73,7 @@ class Parser {
  public:
   Parser(const CommandLine& command, int argc, char** argv, int first)
       : command_(command), argc_(argc), argv_(argv), next_(first) {
-    is_given_.resize(command.options.size());
+    is_given_.resize(command.options.size() + command.shared.size());
   }
 
   ParsedCommandLine parse() {
@@ -120,9 +120,9 @@ class Parser {
   void take_option(std::string_view argument) {
     const std::size_t equals = std::min(argument.find('='), argument.size());
     const std::string_view name = argument.substr(0, equals);
-    const Option* option = find(name);
+    std::size_t index = 0;
+    const Option* option = find(name, index);
     if (option == nullptr) return complain("unknown option " + std::string(name) + nearest(name));
-    const auto index = static_cast<std::size_t>(option - command_.options.begin());
     const bool is_list = std::holds_alternative<std::vector<std::string>*>(option->target);
     if (is_given_[index] != 0 && !is_list) complain(std::string(name) + " is given twice");
     is_given_[index] = 1;
@@ -167,9 +167,13 @@ class Parser {
     }
   }
 
-  const Option* find(std::string_view name) const {
-    for (const Option& option : command_.options) {
-      if (option.name == name) return &option;
+  /// `index` becomes the option's among all.
+  const Option* find(std::string_view name, std::size_t& index) const {
+    for (const View<Option>& options : {command_.options, command_.shared}) {
+      for (const Option& option : options) {
+        if (option.name == name) return &option;
+        ++index;
+      }
     }
     return nullptr;
   }
@@ -177,11 +181,13 @@ class Parser {
   std::string nearest(std::string_view name) const {
     std::size_t best = 3;  // further away it is a guess and no help
     std::string_view found;
-    for (const Option& option : command_.options) {
-      const std::size_t here = distance(name, option.name);
-      if (here >= best || here >= option.name.size() - 1) continue;
-      best = here;
-      found = option.name;
+    for (const View<Option>& options : {command_.options, command_.shared}) {
+      for (const Option& option : options) {
+        const std::size_t here = distance(name, option.name);
+        if (here >= best || here >= option.name.size() - 1) continue;
+        best = here;
+        found = option.name;
+      }
     }
     return found.empty() ? std::string() : "; did you mean " + std::string(found) + "?";
   }
@@ -223,13 +229,17 @@ ParsedCommandLine parse(const CommandLine& command, int argc, char** argv, int f
 
 std::string help(const CommandLine& command) {
   std::size_t column = std::string_view("  --help  ").size();
-  for (const Option& option : command.options) {
-    column = std::max(column, name_and_value(option).size() + 4);
+  for (const View<Option>& options : {command.options, command.shared}) {
+    for (const Option& option : options) {
+      column = std::max(column, name_and_value(option).size() + 4);
+    }
   }
   std::string page = "usage: " + std::string(command.usage) + "\n\n";
   page.append(command.summary).append("\n\n");
-  for (const Option& option : command.options) {
-    append_option(page, name_and_value(option), option.help, column);
+  for (const View<Option>& options : {command.options, command.shared}) {
+    for (const Option& option : options) {
+      append_option(page, name_and_value(option), option.help, column);
+    }
   }
   append_option(page, "--help", "this text", column);
   if (!command.notes.empty()) page.append("\n").append(command.notes).append("\n");

@@ -82,6 +82,7 @@ struct CommandLine {
   View<Option> options;
   View<Operand> operands = {};
   std::string_view notes = {};  ///< below the options
+  View<Option> shared = {};     ///< further options, which several subcommands have
 };
 
 struct ParsedCommandLine {
