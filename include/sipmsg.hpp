@@ -44,6 +44,7 @@
 //   tcp.hpp           listeners, connections, reuse, back-pressure
 //   transport.hpp     all sockets of one server: what goes out through which
 //   offload.hpp       work on the thread pool, answers in order
+//   dns.hpp           names looked up by the system, in the pool
 //   endpoint.hpp      Endpoint: sends and receives messages
 //   server.hpp        Server: an Endpoint with registrar, routing and configuration
 
@@ -90,6 +91,9 @@
 
 // SIPMSG_NO_UV, when defined, leaves out everything that needs libuv: what remains is the parser,
 // the writer, and the whole protocol core, driven by the caller's clock and sockets.
+
+// SIPMSG_NO_SRV, when defined, leaves out the look-up of SRV records, for systems whose C library
+// has no res_query. Servers are then found by their addresses alone.
 
 // ========================================== error.hpp ===========================================
 
@@ -11979,6 +11983,145 @@ inline void order_srv(std::vector<SrvRecord>& records, Random& random) {
   }
 }
 
+// ---- the reply to an SRV query -----------------------------------------------------------------
+
+namespace detail {
+
+inline constexpr std::size_t max_host_text = 253;  // 255 octets on the wire (RFC 1035 2.3.4)
+
+/// Reads a DNS message from front to back (RFC 1035 4.1). The first thing that does not fit makes
+/// it fail; from then on all numbers are 0 and all names empty.
+class DnsReader {
+ public:
+  explicit DnsReader(std::string_view octets) : octets_(octets) {}
+
+  bool has_failed() const { return has_failed_; }
+  std::size_t position() const { return position_; }
+
+  void skip(std::size_t count) {
+    has_failed_ = has_failed_ || count > octets_.size() - position_;
+    if (!has_failed_) position_ += count;
+  }
+  std::uint16_t number_16() {
+    const std::size_t begin = position_;
+    skip(2);
+    return has_failed_ ? std::uint16_t{0} : load_big<std::uint16_t>(as_octets(octets_) + begin);
+  }
+  void skip_name() {
+    while (const std::size_t label = number_8()) {
+      if (is_pointer(label)) return skip(1);
+      skip_label(label);
+    }
+  }
+  std::string name();
+
+ private:
+  static constexpr std::size_t max_label = 63;
+  static constexpr bool is_pointer(std::size_t length) { return length >= 0xc0; }
+
+  void skip_label(std::size_t size) {
+    has_failed_ = has_failed_ || size > max_label;
+    skip(size);
+  }
+  std::size_t number_8() {
+    const std::size_t begin = position_;
+    skip(1);
+    return has_failed_ ? 0 : static_cast<unsigned char>(octets_[begin]);
+  }
+
+  std::string_view octets_;
+  std::size_t position_ = 0;
+  bool has_failed_ = false;
+};
+
+/// A name with dots between its labels, "." for the root. What no host's name holds comes out as
+/// '?', a dot within a label above all.
+inline std::string DnsReader::name() {
+  std::string text;
+  std::size_t begin = position_;  // of the octets that are being read
+  std::size_t end = 0;            // of the name, once a pointer has led away from it
+  while (const std::size_t label = number_8()) {
+    if (is_pointer(label)) {
+      const std::size_t target = (label & 0x3f) << 8 | number_8();
+      if (end == 0) end = position_;
+      // Back only, to before all that was read of this name: so it ends (RFC 1035 4.1.4, "a prior
+      // occurrence").
+      has_failed_ = has_failed_ || target >= begin;
+      if (!has_failed_) begin = position_ = target;
+      continue;
+    }
+    const std::size_t first = position_;
+    skip_label(label);
+    has_failed_ = has_failed_ || text.size() + label > max_host_text;
+    if (has_failed_) break;
+    for (char c : octets_.substr(first, label)) {
+      text.push_back(is_char(c, char_host) && c != '.' ? c : '?');
+    }
+    text.push_back('.');
+  }
+  if (has_failed_) return {};
+  if (end != 0) position_ = end;
+  if (text.size() > 1) text.pop_back();
+  return text.empty() ? "." : text;
+}
+
+}  // namespace detail
+
+/// The SRV records in a reply of the DNS, at most `max_srv_records`; none where the name does not
+/// exist, or has none. Records whose target cannot be a host's name are left out. Whether the reply
+/// belongs to the question is for the resolver to see, which also follows aliases: the owners'
+/// names are not looked at. Error: `bad_dns_answer`, with the offset where it went wrong.
+inline Result<std::vector<SrvRecord>> parse_srv_answer(std::string_view octets) {
+  constexpr std::uint16_t is_response = 0x8000;
+  constexpr std::uint16_t response_code = 0x000f;
+  constexpr std::uint16_t no_such_name = 3;
+  constexpr std::uint16_t type_srv = 33;
+  constexpr std::uint16_t class_internet = 1;
+  const auto failed_at = [](std::size_t offset) {
+    return Error(ErrorCode::bad_dns_answer, static_cast<std::int32_t>(offset));
+  };
+
+  detail::DnsReader reader(octets);
+  reader.skip(2);  // ID
+  const std::uint16_t flags = reader.number_16();
+  std::size_t questions = reader.number_16();
+  std::size_t answers = reader.number_16();
+  reader.skip(4);  // how many there are in the sections that are not read
+  const unsigned code = flags & response_code;
+  if (reader.has_failed() || !(flags & is_response)) return failed_at(0);
+  std::vector<SrvRecord> records;
+  if (code == no_such_name) return records;
+  if (code != 0) return failed_at(2);
+
+  for (; questions > 0 && !reader.has_failed(); --questions) {
+    reader.skip_name();
+    reader.skip(4);  // QTYPE, QCLASS
+  }
+  for (; answers > 0 && records.size() < max_srv_records && !reader.has_failed(); --answers) {
+    reader.skip_name();
+    const std::uint16_t type = reader.number_16();
+    const std::uint16_t record_class = reader.number_16();
+    reader.skip(4);  // TTL
+    const std::size_t size = reader.number_16();
+    const std::size_t begin = reader.position();
+    if (type != type_srv || record_class != class_internet) {
+      reader.skip(size);
+      continue;
+    }
+    SrvRecord record;
+    record.priority = reader.number_16();
+    record.weight = reader.number_16();
+    record.port = reader.number_16();
+    record.target = reader.name();
+    if (reader.position() - begin != size) return failed_at(begin);
+    if (all_of_class(record.target, char_host)) records.push_back(std::move(record));
+  }
+  if (reader.has_failed()) return failed_at(reader.position());
+  return records;
+}
+
+// ---- from a URI to its next hops ---------------------------------------------------------------
+
 namespace detail {
 
 /// What a URI says about where to go.
@@ -11990,7 +12133,6 @@ struct LocateTarget {
 };
 
 inline constexpr std::uint16_t default_sip_port = 5060;
-inline constexpr std::size_t max_host_text = 253;  // 255 octets on the wire (RFC 1035 2.3.4)
 
 /// A host that may be given to the resolver. Its last label is not a number: RFC 3261 25.1 has it
 /// begin with a letter, and the system's resolver would take "127.1" and "0x7f.1" for addresses.
@@ -12084,7 +12226,7 @@ class LocateRun : public std::enable_shared_from_this<LocateRun> {
 inline void LocateRun::on_srv(Error error, const std::vector<SrvRecord>& records) {
   std::vector<SrvRecord> usable;
   for (const SrvRecord& record : records) {
-    if (record.target != "." && record.port != 0) usable.push_back(record);
+    if (is_host_name(record.target) && record.port != 0) usable.push_back(record);
   }
   if (!usable.empty()) {
     order_srv(usable, random_);
@@ -12096,7 +12238,7 @@ inline void LocateRun::on_srv(Error error, const std::vector<SrvRecord>& records
   }
   // A resolver that fails or knows no SRV would only make us wait again for TCP. The host's address
   // is often in a file, or known to another service than the DNS, so that is still tried.
-  const bool is_declined = !error && !records.empty();  // "." (RFC 2782, Target)
+  const bool is_declined = !error && !records.empty();  // "." says so (RFC 2782, Target)
   if (!error && !target_.transport && transport_ == Transport::udp) {
     udp_is_declined_ = is_declined;
     return ask_srv(Transport::tcp);
@@ -12352,6 +12494,8 @@ class Agent final : public TransactionUser {
 
   /// How many requests of ours wait for an answer.
   std::size_t waiting() const { return sent_.size(); }
+  /// How many deadlines are remembered, some of them of requests that have ended.
+  std::size_t kept_deadlines() const { return deadlines_.size(); }
   /// How many transactions there are, those among them that are only there to absorb what is late.
   std::size_t transactions() const { return layer_.size(); }
   /// Octets held by kept messages.
@@ -13533,6 +13677,7 @@ inline std::optional<std::uint64_t> RegistrationKeeper::next_deadline() const {
 #ifndef SIPMSG_NO_UV  // from here on with libuv
 
 #include <csignal>
+#include <list>
 #include <uv.h>
 
 // =========================================== loop.hpp ===========================================
@@ -16102,6 +16247,204 @@ class Offload {
 
 }  // namespace sipmsg
 
+// =========================================== dns.hpp ============================================
+
+// dns: the system's resolver, on libuv's thread pool.
+//
+// Addresses come from getaddrinfo through libuv, and with them whatever the system knows besides
+// the DNS: its table of hosts, its search list, its order of address families (RFC 6724). For SRV
+// records POSIX has no call; res_query stands in every Unix resolver, and asks the name servers of
+// /etc/resolv.conf as getaddrinfo does. Both wait, so both run in the pool.
+//
+// Left out on purpose: a cache. Names are looked up for each request that is sent to one. Where
+// that is too often, a caching resolver on the machine serves all its programs, and obeys the
+// times-to-live, which getaddrinfo does not even tell.
+
+namespace sipmsg {
+
+namespace detail {
+
+/// What came of an SRV query.
+struct SrvAnswer {
+  Error error;
+  std::vector<SrvRecord> records;
+};
+
+// glibc before 2.34 has res_query in a library of its own, and we want none but libuv linked.
+#if defined(SIPMSG_NO_SRV) || !defined(__linux__) || \
+    (defined(__GLIBC__) && __GLIBC__ * 1000 + __GLIBC_MINOR__ < 2034)
+
+/// There are no SRV records as far as this system can tell.
+inline SrvAnswer query_srv(const std::string&) { return {}; }
+
+#else
+
+// Declared here, because <resolv.h> brings along macros named ADD, DELETE, QUERY, STATUS, REFUSED
+// and two hundred others. It says `noexcept` in glibc only, and all declarations have to agree.
+#ifdef __GLIBC__
+extern "C" int res_query(const char* name, int record_class, int type, unsigned char* answer,
+                         int size) noexcept;
+#else
+extern "C" int res_query(const char* name, int record_class, int type, unsigned char* answer,
+                         int size);
+#endif
+
+/// Waits for the answer, for as long as /etc/resolv.conf says. Any thread may call it: each has a
+/// resolver state of its own (glibc), or there is none (musl).
+inline SrvAnswer query_srv(const std::string& name) {
+  constexpr int class_internet = 1;
+  constexpr int type_srv = 33;
+  std::vector<unsigned char> buffer(65535);  // what the DNS can send over TCP
+  SrvAnswer answer;
+  const int size = res_query(name.c_str(), class_internet, type_srv, buffer.data(),
+                             static_cast<int>(buffer.size()));
+  if (size < 0) {
+    const int reason = h_errno;
+    if (reason == TRY_AGAIN) answer.error = network_error(UV_EAI_AGAIN);
+    if (reason == NO_RECOVERY) answer.error = network_error(UV_EAI_FAIL);
+    return answer;  // else: no such name, or it has no such records
+  }
+  // The size may be that of an answer which did not fit.
+  auto records = parse_srv_answer(
+      as_text(buffer.data(), std::min(static_cast<std::size_t>(size), buffer.size())));
+  answer.error = records.error();
+  answer.records = std::move(*records);
+  return answer;
+}
+
+#endif
+
+/// All look-ups of one Dns, until libuv has given back the last.
+class DnsCore : public std::enable_shared_from_this<DnsCore> {
+ public:
+  explicit DnsCore(Loop& loop) : loop_(loop.core()), offload_(loop, offload_options()) {}
+
+  void look_up_addresses(const std::string& host, NameService::AddressHandler done);
+  void look_up_srv(const std::string& name, NameService::SrvHandler done);
+  void close();
+
+ private:
+  struct AddressLookup {
+    uv_getaddrinfo_t request;
+    std::shared_ptr<DnsCore> core;
+    std::list<AddressLookup>::iterator self;
+    NameService::AddressHandler done;
+  };
+  static constexpr std::size_t max_lookups = 1000;  // of either kind
+  /// Name servers that do not answer must leave threads to others.
+  static OffloadOptions offload_options() { return {max_lookups, 2}; }
+
+  bool is_closed() const { return is_closed_ || loop_->is_closed(); }
+  static void on_addresses(uv_getaddrinfo_t* request, int status, addrinfo* found);
+  /// Reports an error that is known at once, but may not be told before the caller is done.
+  template <class Handler>
+  void fail_later(Handler done, Error error) {
+    auto report = [core = weak_from_this(), done = std::move(done), error] {
+      const auto alive = core.lock();
+      if (alive && !alive->is_closed()) done(error, {});
+    };
+    // A closed loop calls nobody.
+    (void)loop_->post(std::make_unique<PostedFunction<decltype(report)>>(std::move(report)));
+  }
+
+  std::shared_ptr<LoopCore> loop_;
+  Offload offload_;
+  std::list<AddressLookup> lookups_;
+  bool is_closed_ = false;
+};
+
+inline void DnsCore::look_up_addresses(const std::string& host, NameService::AddressHandler done) {
+  if (is_closed()) return;
+  if (!is_host_name(host)) return fail_later(std::move(done), ErrorCode::bad_host);
+  if (lookups_.size() >= max_lookups) {
+    return fail_later(std::move(done), ErrorCode::limit_reached);
+  }
+  lookups_.emplace_front();
+  AddressLookup& lookup = lookups_.front();
+  lookup.core = shared_from_this();
+  lookup.self = lookups_.begin();
+  lookup.done = std::move(done);
+  lookup.request.data = &lookup;
+  addrinfo hints{};
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_DGRAM;  // or each address comes once for each type of socket
+  const int status =
+      uv_getaddrinfo(loop_->loop(), &lookup.request, on_addresses, host.c_str(), nullptr, &hints);
+  if (status == 0) return;
+  fail_later(std::move(lookup.done), network_error(status));
+  lookups_.pop_front();
+}
+
+inline void DnsCore::on_addresses(uv_getaddrinfo_t* request, int status, addrinfo* found) {
+  auto& lookup = *static_cast<AddressLookup*>(request->data);
+  const std::shared_ptr<DnsCore> core = std::move(lookup.core);
+  const NameService::AddressHandler done = std::move(lookup.done);
+  core->lookups_.erase(lookup.self);
+  std::vector<IpAddress> addresses;
+  for (const addrinfo* entry = found; entry != nullptr; entry = entry->ai_next) {
+    const IpAddress ip = from_native(entry->ai_addr).ip;
+    if (ip && addresses.size() < max_next_hops) addresses.push_back(ip);
+  }
+  uv_freeaddrinfo(found);
+  if (core->is_closed()) return;
+  const bool is_unknown =
+      status == UV_EAI_NONAME || status == UV_EAI_NODATA || (status == 0 && addresses.empty());
+  if (is_unknown) return done(ErrorCode::unknown_host, {});
+  done(status < 0 ? network_error(status) : Error(), addresses);
+}
+
+inline void DnsCore::look_up_srv(const std::string& name, NameService::SrvHandler done) {
+  if (is_closed()) return;
+  if (!is_host_name(name)) return fail_later(std::move(done), ErrorCode::bad_host);
+  const Error error = offload_.run([name] { return query_srv(name); },
+                                   [core = weak_from_this(), done](Error, const SrvAnswer& answer) {
+                                     const auto alive = core.lock();
+                                     if (!alive || alive->is_closed()) return;
+                                     done(answer.error, answer.records);
+                                   });
+  if (error) fail_later(std::move(done), error);
+}
+
+inline void DnsCore::close() {
+  is_closed_ = true;  // so that the handlers of what is cancelled are not called
+  for (AddressLookup& lookup : lookups_) {
+    uv_cancel(reinterpret_cast<uv_req_t*>(&lookup.request));
+  }
+  offload_.close();
+}
+
+}  // namespace detail
+
+/// Looks up names as this system does. May be destroyed at any time, inside a handler too; the loop
+/// then runs until the threads of the pool are through with what they had begun, which can take as
+/// long as the name servers are silent.
+///
+/// Errors that handlers get: `unknown_host`; `network` with libuv's status, such as UV_EAI_AGAIN
+/// where no name server answers; `bad_dns_answer`; `bad_host` for what is no name; `limit_reached`
+/// where a thousand look-ups wait.
+class Dns final : public NameService {
+ public:
+  explicit Dns(Loop& loop) : core_(std::make_shared<detail::DnsCore>(loop)) {}
+  ~Dns() { close(); }
+  Dns(const Dns&) = delete;
+  Dns& operator=(const Dns&) = delete;
+
+  void look_up_addresses(const std::string& host, AddressHandler done) override {
+    core_->look_up_addresses(host, std::move(done));
+  }
+  /// With SIPMSG_NO_SRV, and where the C library has no res_query, there are no records.
+  void look_up_srv(const std::string& name, SrvHandler done) override {
+    core_->look_up_srv(name, std::move(done));
+  }
+  /// From now on no handler is called. Twice is fine.
+  void close() { core_->close(); }
+
+ private:
+  std::shared_ptr<detail::DnsCore> core_;
+};
+
+}  // namespace sipmsg
+
 // ========================================= endpoint.hpp =========================================
 
 // endpoint: a user agent on a libuv loop: what a user of this header holds to send and receive.
@@ -16120,6 +16463,7 @@ namespace detail {
 /// Everything of an Endpoint. Lives until the Endpoint is gone and the last callback has returned.
 class EndpointCore final : public TransportReceiver,
                            public Alarm,
+                           private NameService,
                            public std::enable_shared_from_this<EndpointCore> {
  public:
   EndpointCore(uv_loop_t* loop, AgentOptions options, const SipHashKey& secret)
@@ -16153,6 +16497,7 @@ class EndpointCore final : public TransportReceiver,
     closed_ = true;
     agent_.close();
     agent_.on_message(nullptr);
+    dns_.close();
     transports_.close();
     loop_->close();
     for (const auto& registration : std::exchange(registrations_, {})) registration->close();
@@ -16162,12 +16507,35 @@ class EndpointCore final : public TransportReceiver,
   EndpointCore(std::unique_ptr<Loop> loop, AgentOptions options, const SipHashKey& secret)
       : Alarm(*loop),
         loop_(std::move(loop)),
+        dns_(*loop_),
+        names_(options.names != nullptr ? *options.names : dns_),
         transports_(*loop_, *this),
-        agent_(complete(std::move(options)), transports_, secret) {}
+        agent_(complete(std::move(options), *this), transports_, secret) {}
 
-  static AgentOptions complete(AgentOptions options) {
+  static AgentOptions complete(AgentOptions options, NameService& names) {
     if (options.unix_time_s == nullptr) options.unix_time_s = &sipmsg::unix_time_s;
+    options.names = &names;
     return options;
+  }
+
+  // The agent goes on in `advance`, when what it asked for is there: the alarm has to know.
+  void look_up_addresses(const std::string& host, AddressHandler done) override {
+    names_.look_up_addresses(host, [weak = weak_from_this(), done = std::move(done)](
+                                       Error error, const std::vector<IpAddress>& addresses) {
+      const auto self = weak.lock();
+      if (!self || self->closed_) return;
+      done(error, addresses);
+      self->rearm();
+    });
+  }
+  void look_up_srv(const std::string& name, SrvHandler done) override {
+    names_.look_up_srv(name, [weak = weak_from_this(), done = std::move(done)](
+                                 Error error, const std::vector<SrvRecord>& records) {
+      const auto self = weak.lock();
+      if (!self || self->closed_) return;
+      done(error, records);
+      self->rearm();
+    });
   }
 
   void on_message(const MessageView& message, Error error, const Flow& flow) override {
@@ -16206,6 +16574,8 @@ class EndpointCore final : public TransportReceiver,
   }
 
   std::unique_ptr<Loop> loop_;
+  Dns dns_;
+  NameService& names_;  ///< the application's, or `dns_`
   Transports transports_;
   Agent agent_;
   std::vector<std::shared_ptr<RegistrationKeeper>> registrations_;

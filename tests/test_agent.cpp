@@ -28,6 +28,7 @@ class Wire final : public Sink {
 
   Result<std::string_view> sent_by(Flow& flow) override {
     if (no_way) return no_way;
+    if (has_no_tcp && flow.transport == Transport::tcp) return {ErrorCode::network, -111};
     if (flow.socket == 0) flow.socket = flow.transport == Transport::udp ? udp_socket : tcp_socket;
     return std::string_view("192.0.2.1:5060");
   }
@@ -36,12 +37,10 @@ class Wire final : public Sink {
     sent.push_back({flow, message.to_string()});
     return {};
   }
-  bool has_stream_to(const SocketAddress&) const override { return has_stream; }
-
   std::vector<Sent> sent;
   Error no_way;
   Error broken;
-  bool has_stream = false;
+  bool has_no_tcp = false;
 };
 
 SipHashKey key_of(unsigned char octet) {
@@ -86,14 +85,14 @@ struct Incoming {
   std::string call_id = "one@example.org";
   std::string cseq = "1";
   std::string more;  ///< header lines
+  std::string type = "Content-Type: text/plain";
   std::string body = "Hello";
 
   std::string text() const {
     return method + " " + uri + " SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.7:5060;branch=" + branch +
            "\r\nMax-Forwards: 70\r\nFrom: " + from + "\r\nTo: " + to + "\r\nCall-ID: " + call_id +
-           "\r\nCSeq: " + cseq + " " + method + "\r\n" + more +
-           "Content-Type: text/plain\r\nContent-Length: " + std::to_string(body.size()) +
-           "\r\n\r\n" + body;
+           "\r\nCSeq: " + cseq + " " + method + "\r\n" + more + type +
+           "\r\nContent-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
   }
 };
 
@@ -110,8 +109,10 @@ struct Told {
 };
 
 struct Fixture {
+  explicit Fixture(const AgentOptions& options = {}) : agent(options, wire, key_of(1)) {}
+
   Wire wire;
-  Agent agent{AgentOptions(), wire, key_of(1)};
+  Agent agent;
   std::vector<ServerTransaction> open;
 
   void receive(const std::string& bytes, std::uint64_t now_ms = 0,
@@ -357,22 +358,95 @@ TEST_CASE("a request goes where its Request-URI says, or to the next hop that is
   }
 }
 
-TEST_CASE("a large request takes the TCP connection that is there, and says so in its Via") {
-  for (bool has_stream : {false, true}) {
+TEST_CASE("a large request goes over TCP, asked for or not, and says so in its Via") {
+  for (const char* parameter : {"", ";transport=udp"}) {
     for (std::size_t size : {std::size_t{100}, std::size_t{1300}}) {
-      CAPTURE(has_stream);
+      CAPTURE(parameter);
       CAPTURE(size);
       Fixture fixture;
-      fixture.wire.has_stream = has_stream;
       Outgoing outgoing = to_bob();
+      outgoing.to += parameter;
       outgoing.body.assign(size, 'x');
       REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
       REQUIRE(fixture.wire.sent.size() == 1);
-      const bool by_tcp = has_stream && size > 1000;
+      const bool by_tcp = size > 1000;
       CHECK(fixture.wire.sent[0].flow.transport == (by_tcp ? Transport::tcp : Transport::udp));
       CHECK(fixture.wire.sent[0].flow.socket == (by_tcp ? tcp_socket : udp_socket));
       CHECK(parsed(fixture.last()).top_via()->transport == (by_tcp ? "TCP" : "UDP"));
     }
+  }
+}
+
+TEST_CASE("a large request goes over UDP where no TCP connection could be made") {
+  Told told;
+  Fixture fixture;
+  Outgoing outgoing = to_bob();
+  outgoing.body.assign(1300, 'x');
+  SUBCASE("as is said at once") { fixture.wire.has_no_tcp = true; }
+  SUBCASE("as is said later") {}
+  REQUIRE_FALSE(fixture.agent.send(outgoing, 0, told.note()));
+  if (!fixture.wire.has_no_tcp) {
+    CHECK(fixture.wire.sent.back().flow.transport == Transport::tcp);
+    fixture.agent.connection_failed(tcp_socket, {ErrorCode::network, -111}, 10);
+  }
+  const Message message = parsed(fixture.last());
+  CHECK(fixture.wire.sent.back().flow.transport == Transport::udp);
+  CHECK(message.top_via()->transport == "UDP");
+  CHECK(message.body() == outgoing.body);
+  CHECK(told.outcomes.empty());
+  fixture.receive(answer_to(fixture.last(), 200), 20);
+  REQUIRE(told.outcomes.size() == 1);
+  CHECK(told.outcomes[0].code == 200);
+}
+
+TEST_CASE("a large request whose connection broke is not sent again: it may have arrived") {
+  Told told;
+  Fixture fixture;
+  Outgoing outgoing = to_bob();
+  outgoing.body.assign(1300, 'x');
+  REQUIRE_FALSE(fixture.agent.send(outgoing, 0, told.note()));
+  fixture.agent.connection_closed(tcp_socket, {ErrorCode::network, -104}, 10);
+  CHECK(fixture.wire.sent.size() == 1);
+  REQUIRE(told.outcomes.size() == 1);
+  CHECK(told.outcomes[0].error.place == -104);
+}
+
+TEST_CASE("what asks for TCP never goes over UDP") {
+  Told told;
+  Fixture fixture;
+  Outgoing outgoing = to_bob();
+  outgoing.to += ";transport=tcp";
+  REQUIRE_FALSE(fixture.agent.send(outgoing, 0, told.note()));
+  fixture.agent.connection_failed(tcp_socket, {ErrorCode::network, -111}, 10);
+  CHECK(fixture.wire.sent.size() == 1);
+  CHECK(told.outcomes.size() == 1);
+}
+
+TEST_CASE("an outbound proxy takes what is for anybody, by address or by tel URI") {
+  for (const char* to : {"sip:bob@example.org", "sip:bob@192.0.2.7", "tel:+358-555-1234567"}) {
+    CAPTURE(to);
+    Fixture fixture;
+    Outgoing outgoing = to_bob();
+    outgoing.to = to;
+    outgoing.proxy = "sip:192.0.2.9:5070;transport=tcp";
+    REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+    CHECK(fixture.wire.sent[0].flow == flow_from("192.0.2.9:5070", Transport::tcp));
+    CHECK(parsed(fixture.last()).request_uri_text() == to);
+  }
+}
+
+TEST_CASE("a Contact names where the agent is reached the way the request goes") {
+  for (bool by_tcp : {false, true}) {
+    Fixture fixture;
+    Outgoing outgoing;
+    outgoing.method = "REGISTER";
+    outgoing.to = outgoing.from = "sip:alice@example.org";
+    outgoing.request_uri = by_tcp ? "sip:192.0.2.9;transport=tcp" : "sip:192.0.2.9";
+    outgoing.contact_user = "al%20ice";
+    REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+    CHECK(
+        parsed(fixture.last()).header(HeaderId::contact) ==
+        (by_tcp ? "<sip:al%20ice@192.0.2.1:5060;transport=tcp>" : "<sip:al%20ice@192.0.2.1:5060>"));
   }
 }
 
@@ -423,7 +497,12 @@ TEST_CASE("what cannot be sent is refused at once, with nothing sent and no call
        ErrorCode::unsupported_scheme},
       {"a name for a host", [](Outgoing& o) { o.to = "sip:bob@example.org"; },
        ErrorCode::bad_address},
-      {"a bad IPv6 address", [](Outgoing& o) { o.to = "sip:bob@[::1::]"; }, ErrorCode::bad_address},
+      {"a bad IPv6 address", [](Outgoing& o) { o.to = "sip:bob@[::1::]"; }, ErrorCode::bad_host},
+      {"a proxy that is none", [](Outgoing& o) { o.proxy = "proxy"; }, ErrorCode::bad_uri},
+      {"a name for a proxy", [](Outgoing& o) { o.proxy = "sip:example.org"; },
+       ErrorCode::bad_address},
+      {"a proxy over TLS", [](Outgoing& o) { o.proxy = "sips:192.0.2.9"; },
+       ErrorCode::unsupported_scheme},
       {"a name for maddr", [](Outgoing& o) { o.to += ";maddr=example.org"; },
        ErrorCode::bad_address},
       {"TLS", [](Outgoing& o) { o.to += ";transport=tls"; }, ErrorCode::unsupported_transport},
@@ -471,6 +550,27 @@ TEST_CASE("what cannot be sent is refused at once, with nothing sent and no call
          o.headers = {{"m", "<sip:alice@192.0.2.1>"}};
        },
        ErrorCode::bad_argument},
+      {"a contact's user in a MESSAGE", [](Outgoing& o) { o.contact_user = "alice"; },
+       ErrorCode::bad_argument},
+      {"a contact's user that is none",
+       [](Outgoing& o) {
+         o.method = "REGISTER";
+         o.contact_user = "a b";
+       },
+       ErrorCode::bad_uri},
+      {"a contact's user that goes beyond the user",
+       [](Outgoing& o) {
+         o.method = "REGISTER";
+         o.contact_user = "a@192.0.2.6>,<sip:b";
+       },
+       ErrorCode::bad_uri},
+      {"two contacts",
+       [](Outgoing& o) {
+         o.method = "REGISTER";
+         o.contact_user = "alice";
+         o.headers = {{"m", "<sip:alice@192.0.2.1>"}};
+       },
+       ErrorCode::duplicate_header},
       {"a body too long", [](Outgoing& o) { o.body.assign(65535, 'x'); }, ErrorCode::too_large},
       {"a body much too long", [](Outgoing& o) { o.body.assign(1000000, 'x'); },
        ErrorCode::too_large},
@@ -504,6 +604,8 @@ TEST_CASE("CR, LF and NUL get into no field but the body") {
       {"method", [](Outgoing& o) -> std::string& { return o.method; }},
       {"content_type", [](Outgoing& o) -> std::string& { return o.content_type; }},
       {"call_id", [](Outgoing& o) -> std::string& { return o.call_id; }},
+      {"proxy", [](Outgoing& o) -> std::string& { return o.proxy; }},
+      {"contact user", [](Outgoing& o) -> std::string& { return o.contact_user; }},
       {"header name", [](Outgoing& o) -> std::string& { return o.headers[0].first; }},
       {"header value", [](Outgoing& o) -> std::string& { return o.headers[0].second; }},
   };
@@ -519,6 +621,9 @@ TEST_CASE("CR, LF and NUL get into no field but the body") {
         outgoing.from = "\"Alice\" <sip:alice@example.org>";
         outgoing.request_uri = "sip:bob@192.0.2.7";
         outgoing.call_id = "one";
+        outgoing.method = "REGISTER";
+        outgoing.proxy = "sip:192.0.2.9";
+        outgoing.contact_user = "alice";
         outgoing.body = "x";
         outgoing.headers = {{"X-Y", "z"}};
         std::string& text = field.field(outgoing);
@@ -1046,24 +1151,24 @@ TEST_CASE("a request that comes by a second way is handed over once") {
   fixture.receive(Incoming().text(), 0);
   CHECK(parsed(fixture.last()).status_code() == 200);
 
-  SUBCASE("from another proxy, and over TCP, 482 is the answer") {
+  SUBCASE("from another proxy, and over TCP, with the same answer") {
     Incoming again;
     again.branch = "z9hG4bKtwo";
     fixture.receive(again.text(), 100, flow_from("192.0.2.8:5060"));
-    CHECK(parsed(fixture.last()).status_code() == 482);
+    CHECK(parsed(fixture.last()).status_code() == 200);
+    CHECK(parsed(fixture.last()).top_via()->branch == "z9hG4bKtwo");
     again.branch = "z9hG4bKthree";
     fixture.receive(again.text(), 200, flow_from("192.0.2.7:5060", Transport::tcp));
-    CHECK(parsed(fixture.last()).status_code() == 482);
-    CHECK(fixture.open.size() == 1);
-    fixture.receive(Incoming().text(), 300);  // the first way keeps its answer
     CHECK(parsed(fixture.last()).status_code() == 200);
+    CHECK(fixture.wire.sent.back().flow.transport == Transport::tcp);
+    CHECK(fixture.open.size() == 1);
   }
   SUBCASE("by a proxy that had forgotten it, too") {
     fixture.pass(2 * timer_f_ms);
     Incoming again;
     again.branch = "z9hG4bKtwo";
     fixture.receive(again.text(), 2 * timer_f_ms);
-    CHECK(parsed(fixture.last()).status_code() == 482);
+    CHECK(parsed(fixture.last()).status_code() == 200);
     CHECK(fixture.open.size() == 1);
   }
   SUBCASE("until nobody repeats it any more") {
@@ -1094,6 +1199,25 @@ TEST_CASE("a request that comes by a second way is handed over once") {
   }
 }
 
+TEST_CASE("a second way gets 482 while there is no answer, and then all of the first one's") {
+  Fixture fixture;
+  fixture.keep_requests();
+  fixture.receive(Incoming().text(), 0);
+  Incoming again;
+  again.branch = "z9hG4bKtwo";
+  fixture.receive(again.text(), 100);
+  CHECK(parsed(fixture.last()).status_code() == 482);
+  REQUIRE(fixture.open.size() == 1);
+  REQUIRE_FALSE(fixture.agent.reply(fixture.open[0], 480, "Not now", {{"Retry-After", "5"}}, 200));
+  again.branch = "z9hG4bKthree";
+  fixture.receive(again.text(), 300);
+  const Message answer = parsed(fixture.last());
+  CHECK(answer.status_code() == 480);
+  CHECK(answer.reason_phrase() == "Not now");
+  CHECK(answer.header(HeaderId::retry_after) == "5");
+  CHECK(fixture.open.size() == 1);
+}
+
 TEST_CASE("an answer that the socket refuses is kept for the retransmission") {
   Fixture fixture;
   fixture.keep_requests();
@@ -1105,4 +1229,553 @@ TEST_CASE("an answer that the socket refuses is kept for the retransmission") {
   fixture.receive(Incoming().text(), 500);
   CHECK(parsed(fixture.last()).status_code() == 200);
   CHECK(fixture.open.size() == 1);
+}
+
+TEST_CASE("an answer may carry headers, but none of those that are written here") {
+  const struct {
+    int code;
+    Headers headers;
+    ErrorCode expected;
+  } rows[] = {
+      {200, {{"X-Y", "z"}, {"Warning", "399 x \"y\""}}, ErrorCode::none},
+      {302, {{"Contact", "<sip:bob@192.0.2.8>"}}, ErrorCode::none},
+      {415, {{"Accept", "text/html"}}, ErrorCode::none},
+      {405, {{"Allow", "OPTIONS"}}, ErrorCode::none},
+      {200, {{"Contact", "<sip:bob@192.0.2.8>"}}, ErrorCode::bad_argument},  // RFC 3428 7
+      {200, {{"Via", "SIP/2.0/UDP x"}}, ErrorCode::duplicate_header},
+      {200, {{"l", "0"}}, ErrorCode::duplicate_header},
+      {200, {{"Server", "x"}}, ErrorCode::duplicate_header},
+      {200, {{"X Y", "z"}}, ErrorCode::bad_token},
+      {200, {{"X-Y", "z\r\nX-Evil: yes"}}, ErrorCode::forbidden_octet},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.headers[0].first);
+    Fixture fixture;
+    fixture.keep_requests();
+    fixture.receive(Incoming().text());
+    CHECK(to_string(fixture.agent.reply(fixture.open[0], row.code, {}, row.headers, 0)) ==
+          error_name(row.expected));
+    if (row.expected != ErrorCode::none) {
+      CHECK(fixture.wire.sent.empty());
+      continue;
+    }
+    const Message answer = parsed(fixture.last());
+    for (const auto& header : row.headers) {
+      CHECK(answer.header(header.first) == header.second);
+      const HeaderId id = header_id(header.first);
+      if (id != HeaderId::other) CHECK(answer.find_next(answer.find(id)) == answer.header_count());
+    }
+  }
+}
+
+TEST_CASE("content is refused with 415 and what is accepted, where the application says so") {
+  const std::vector<std::string> some = {"text/plain", "message/cpim", "image/*"};
+  const struct {
+    std::string what;
+    std::vector<std::string> accept;
+    std::string type;  ///< header lines
+    std::string body;
+    const char* header;  ///< of the refusal; null where it is handed over
+    const char* value;
+  } rows[] = {
+      {"one of them", some, "Content-Type: text/plain", "x", nullptr, ""},
+      {"in another case, with parameters", some, "c: TEXT/Plain;charset=utf-8", "x", nullptr, ""},
+      {"one of a kind", some, "Content-Type: image/png", "x", nullptr, ""},
+      {"none of them", some, "Content-Type: text/html", "x", "Accept",
+       "text/plain, message/cpim, image/*"},
+      {"one that begins alike", some, "Content-Type: text/plainer", "x", "Accept",
+       "text/plain, message/cpim, image/*"},
+      {"one that makes no sense", some, "Content-Type: text", "x", "Accept",
+       "text/plain, message/cpim, image/*"},
+      {"none, which means text", some, "X-Y: z", "x", nullptr, ""},
+      {"no body", some, "Content-Type: text/html", "", nullptr, ""},
+      {"a body that may be passed over", some,
+       "Content-Type: text/html\r\nContent-Disposition: render;handling=optional", "x", nullptr,
+       ""},
+      {"a body that may not", some,
+       "Content-Type: text/html\r\nContent-Disposition: render;handling=required", "x", "Accept",
+       "text/plain, message/cpim, image/*"},
+      {"anything", {"*/*"}, "Content-Type: text/html", "x", nullptr, ""},
+      {"anything, as nothing is said", {}, "Content-Type: text/html", "x", nullptr, ""},
+      {"a coding",
+       {},
+       "Content-Type: text/plain\r\nContent-Encoding: gzip",
+       "x",
+       "Accept-Encoding",
+       "identity"},
+      {"a coding, in short", some, "Content-Type: text/plain\r\ne: gzip", "x", "Accept-Encoding",
+       "identity"},
+      {"the coding that is none",
+       {},
+       "Content-Type: text/plain\r\nContent-Encoding: Identity",
+       "x",
+       nullptr,
+       ""},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.what);
+    AgentOptions options;
+    options.accept = row.accept;
+    Fixture fixture(options);
+    fixture.keep_requests();
+    Incoming incoming;
+    incoming.type = row.type;
+    incoming.body = row.body;
+    fixture.receive(incoming.text());
+    CHECK(fixture.open.size() == (row.header == nullptr ? 1 : 0));
+    if (row.header == nullptr) continue;
+    const Message answer = parsed(fixture.last());
+    CHECK(answer.status_code() == 415);
+    CHECK(answer.header(row.header) == row.value);
+    CHECK(answer.has(HeaderId::accept) == (std::string(row.header) == "Accept"));
+  }
+}
+
+TEST_CASE("OPTIONS are answered with the types that are accepted") {
+  AgentOptions options;
+  options.accept = {"text/plain", "message/cpim"};
+  Fixture fixture(options);
+  fixture.keep_requests();
+  Incoming incoming;
+  incoming.method = "OPTIONS";
+  fixture.receive(incoming.text());
+  CHECK(parsed(fixture.last()).header(HeaderId::accept) == "text/plain, message/cpim");
+}
+
+// ---- deadlines ----------------------------------------------------------------------------------
+
+TEST_CASE("a deadline ends a request with a timeout, once, wherever it stands") {
+  Told told;
+  Fixture fixture;
+  Outgoing outgoing = to_bob();
+  outgoing.deadline_ms = 1500;
+  SUBCASE("over UDP") {}
+  SUBCASE("over TCP") { outgoing.to += ";transport=tcp"; }
+  REQUIRE_FALSE(fixture.agent.send(outgoing, 100, told.note()));
+  const std::string request = fixture.last();
+  fixture.pass(1599);
+  CHECK(told.outcomes.empty());
+  fixture.pass(1600);
+  REQUIRE(told.outcomes.size() == 1);
+  CHECK(told.outcomes[0].error.code == ErrorCode::timeout);
+  CHECK(fixture.agent.waiting() == 0);
+  const std::size_t sent = fixture.wire.sent.size();
+  fixture.receive(answer_to(request, 200), 1700);  // too late
+  fixture.pass(200000);
+  CHECK(told.outcomes.size() == 1);
+  CHECK(fixture.wire.sent.size() == sent);  // nor is it repeated any more
+  CHECK_FALSE(fixture.agent.next_deadline());
+}
+
+TEST_CASE("an answer before the deadline is told, and nothing after it") {
+  Told told;
+  Fixture fixture;
+  Outgoing outgoing = to_bob();
+  for (std::uint32_t deadline_ms : {3000U, 1000U, 2000U}) {
+    outgoing.deadline_ms = deadline_ms;
+    REQUIRE_FALSE(fixture.agent.send(outgoing, 0, told.note()));
+  }
+  fixture.receive(answer_to(fixture.wire.sent[1].bytes, 200), 999);
+  REQUIRE(told.outcomes.size() == 1);
+  fixture.receive(answer_to(fixture.wire.sent[2].bytes, 404), 1500);
+  fixture.pass(2999);
+  CHECK(told.outcomes.size() == 2);
+  fixture.pass(3000);
+  REQUIRE(told.outcomes.size() == 3);
+  CHECK(told.outcomes[2].error.code == ErrorCode::timeout);
+  fixture.pass(100000);
+  CHECK(told.outcomes.size() == 3);
+}
+
+TEST_CASE("ten thousand deadlines that are not needed are not kept") {
+  Told told;
+  Fixture fixture;
+  Outgoing outgoing = to_bob();
+  outgoing.deadline_ms = 3600000;
+  REQUIRE_FALSE(fixture.agent.send(outgoing, 0, told.note()));  // the soonest, which stays
+  for (int i = 0; i < 10000; ++i) {
+    outgoing.deadline_ms = 3600001;
+    REQUIRE_FALSE(fixture.agent.send(outgoing, 0, told.note()));
+    fixture.receive(answer_to(fixture.last(), 200));
+    fixture.wire.sent.clear();
+  }
+  CHECK(told.outcomes.size() == 10000);
+  CHECK(fixture.agent.kept_deadlines() < 100);
+}
+
+// ---- names, and several servers -----------------------------------------------------------------
+
+namespace {
+
+/// Answers when the test says so.
+class Names final : public NameService {
+ public:
+  void look_up_addresses(const std::string& host, AddressHandler done) override {
+    asked.push_back(host);
+    addresses_.push_back(std::move(done));
+  }
+  void look_up_srv(const std::string& name, SrvHandler done) override {
+    asked.push_back(name);
+    srv_.push_back(std::move(done));
+  }
+  /// No SRV records, and these addresses.
+  void answer(const std::vector<std::string>& texts, Error error = {}) {
+    for (int i = 0; i < 4; ++i) {
+      for (const auto& done : std::exchange(srv_, {})) done({}, {});
+    }
+    std::vector<IpAddress> found;
+    for (const auto& text : texts) found.push_back(*parse_ip(text));
+    for (const auto& done : std::exchange(addresses_, {})) done(error, found);
+  }
+  std::vector<std::string> asked;
+
+ private:
+  std::vector<AddressHandler> addresses_;
+  std::vector<SrvHandler> srv_;
+};
+
+struct Named {
+  Told told;
+  Names names;
+  Fixture fixture{options()};
+
+  AgentOptions options() {
+    AgentOptions options;
+    options.names = &names;
+    return options;
+  }
+  void send(Outgoing outgoing = to_name(), std::uint64_t now_ms = 0) {
+    REQUIRE_FALSE(fixture.agent.send(std::move(outgoing), now_ms, told.note()));
+  }
+  static Outgoing to_name() {
+    Outgoing outgoing = to_bob();
+    outgoing.to = "sip:bob@example.org";
+    return outgoing;
+  }
+  /// Where the last request went.
+  std::string last_hop() const { return to_text(fixture.wire.sent.back().flow.remote); }
+};
+
+}  // namespace
+
+TEST_CASE("a name is looked up, and the request then sent") {
+  Named named;
+  named.send();
+  CHECK(named.fixture.wire.sent.empty());
+  CHECK_FALSE(named.names.asked.empty());
+  named.names.answer({"192.0.2.8"});
+  REQUIRE(named.fixture.agent.next_deadline());  // it is due at once
+  named.fixture.pass(50);
+  REQUIRE(named.fixture.wire.sent.size() == 1);
+  CHECK(named.last_hop() == "192.0.2.8:5060");
+  CHECK(parsed(named.fixture.last()).request_uri_text() == "sip:bob@example.org");
+  named.fixture.receive(answer_to(named.fixture.last(), 200), 60);
+  REQUIRE(named.told.outcomes.size() == 1);
+  CHECK(named.told.outcomes[0].code == 200);
+}
+
+TEST_CASE("a proxy's name is looked up, not the recipient's") {
+  Named named;
+  Outgoing outgoing = Named::to_name();
+  outgoing.proxy = "sip:proxy.invalid:5070;transport=tcp";
+  named.send(outgoing);
+  CHECK(named.names.asked == std::vector<std::string>{"proxy.invalid"});
+  named.names.answer({"192.0.2.9"});
+  named.fixture.pass(0);
+  CHECK(named.last_hop() == "192.0.2.9:5070");
+  CHECK(named.fixture.wire.sent[0].flow.transport == Transport::tcp);
+}
+
+TEST_CASE("a request that waits for a name ends in exactly one callback") {
+  SUBCASE("that it is not known") {
+    Named named;
+    named.send();
+    named.names.answer({}, ErrorCode::unknown_host);
+    CHECK(named.told.outcomes.empty());
+    named.fixture.pass(0);
+    REQUIRE(named.told.outcomes.size() == 1);
+    CHECK(named.told.outcomes[0].error.code == ErrorCode::unknown_host);
+    CHECK(named.fixture.agent.waiting() == 0);
+  }
+  SUBCASE("that its deadline has passed; the answer is nobody's then") {
+    Named named;
+    Outgoing outgoing = Named::to_name();
+    outgoing.deadline_ms = 1000;
+    named.send(outgoing);
+    named.fixture.pass(1000);
+    REQUIRE(named.told.outcomes.size() == 1);
+    CHECK(named.told.outcomes[0].error.code == ErrorCode::timeout);
+    named.names.answer({"192.0.2.8"});
+    named.fixture.pass(2000);
+    CHECK(named.told.outcomes.size() == 1);
+    CHECK(named.fixture.wire.sent.empty());
+  }
+  SUBCASE("that the agent closes; the answer is nobody's then") {
+    Named named;
+    named.send();
+    named.fixture.agent.close();
+    REQUIRE(named.told.outcomes.size() == 1);
+    CHECK(named.told.outcomes[0].error.code == ErrorCode::closed);
+    named.names.answer({"192.0.2.8"});
+    CHECK_FALSE(named.fixture.agent.next_deadline());
+    CHECK(named.told.outcomes.size() == 1);
+  }
+  SUBCASE("that the agent is gone") {
+    Told told;
+    Names names;
+    AgentOptions options;
+    options.names = &names;
+    {
+      Fixture fixture(options);
+      REQUIRE_FALSE(fixture.agent.send(Named::to_name(), 0, told.note()));
+    }
+    names.answer({"192.0.2.8"});
+    CHECK(told.outcomes.size() == 1);
+  }
+  SUBCASE("that no socket reaches any of its addresses") {
+    Named named;
+    named.send();
+    named.names.answer({"192.0.2.8", "192.0.2.9"});
+    named.fixture.wire.no_way = {ErrorCode::network, -101};
+    named.fixture.pass(0);
+    REQUIRE(named.told.outcomes.size() == 1);
+    CHECK(named.told.outcomes[0].error.place == -101);
+  }
+}
+
+TEST_CASE("the next server is tried when one is silent, unreachable or answers 503") {
+  const struct {
+    std::string what;
+    Transport transport;
+    void (*fail)(Fixture&);
+    std::uint64_t at_ms;
+  } rows[] = {
+      {"503", Transport::udp, [](Fixture& f) { f.receive(answer_to(f.last(), 503), 100); }, 100},
+      {"silence", Transport::udp, [](Fixture& f) { f.pass(timer_f_ms); }, timer_f_ms},
+      {"no connection", Transport::tcp,
+       [](Fixture& f) {
+         f.agent.connection_failed(tcp_socket, {ErrorCode::network, -111}, 100);
+       },
+       100},
+      {"a connection that breaks", Transport::tcp,
+       [](Fixture& f) { f.agent.connection_closed(tcp_socket, ErrorCode::closed, 100); }, 100},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.what);
+    Named named;
+    Fixture& fixture = named.fixture;
+    Outgoing outgoing = Named::to_name();
+    if (row.transport == Transport::tcp) outgoing.to += ";transport=tcp";
+    named.send(outgoing);
+    named.names.answer({"192.0.2.8", "192.0.2.9"});
+    fixture.pass(0);
+    CHECK(named.last_hop() == "192.0.2.8:5060");
+    const Message first = parsed(fixture.last());
+    row.fail(fixture);
+    CHECK(named.told.outcomes.empty());
+    CHECK(named.last_hop() == "192.0.2.9:5060");
+    const Message second = parsed(fixture.last());
+    // RFC 3263 4.3: another branch, and nothing else.
+    CHECK(second.top_via()->branch != first.top_via()->branch);
+    CHECK(second.call_id() == first.call_id());
+    CHECK(second.header(HeaderId::cseq) == first.header(HeaderId::cseq));
+    CHECK(second.header(HeaderId::from) == first.header(HeaderId::from));
+    CHECK(second.body() == first.body());
+    fixture.receive(answer_to(fixture.last(), 202), row.at_ms + 10);
+    REQUIRE(named.told.outcomes.size() == 1);
+    CHECK(named.told.outcomes[0].code == 202);
+    fixture.pass(500000);
+    CHECK(named.told.outcomes.size() == 1);
+  }
+}
+
+TEST_CASE("the last server's failure is the outcome, and other refusals are no failure") {
+  Named named;
+  named.send();
+  named.send();
+  named.names.answer({"192.0.2.8", "192.0.2.9"});
+  named.fixture.pass(0);
+  REQUIRE(named.fixture.wire.sent.size() == 2);
+  named.fixture.receive(answer_to(named.fixture.wire.sent[0].bytes, 486), 10);
+  REQUIRE(named.told.outcomes.size() == 1);
+  CHECK(named.told.outcomes[0].code == 486);
+  named.fixture.receive(answer_to(named.fixture.wire.sent[1].bytes, 503), 20);
+  CHECK(named.told.outcomes.size() == 1);
+  named.fixture.receive(answer_to(named.fixture.last(), 503), 30);
+  REQUIRE(named.told.outcomes.size() == 2);
+  CHECK(named.told.outcomes[1].code == 503);
+  CHECK(named.fixture.wire.sent.size() == 3);
+}
+
+TEST_CASE("a large request tries each server by TCP, then by UDP, before the next") {
+  Named named;
+  Fixture& fixture = named.fixture;
+  Outgoing outgoing = Named::to_name();
+  outgoing.body.assign(2000, 'x');
+  named.send(outgoing);
+  named.names.answer({"192.0.2.8", "192.0.2.9"});
+  fixture.pass(0);
+  fixture.agent.connection_failed(tcp_socket, {ErrorCode::network, -111}, 100);
+  fixture.pass(100 + timer_f_ms);
+  fixture.agent.connection_failed(tcp_socket, {ErrorCode::network, -111}, 40000);
+  std::vector<std::string> tried;
+  for (const auto& sent : fixture.wire.sent) {
+    const std::string hop =
+        to_text(sent.flow.remote) + " " + std::string(transport_name(sent.flow.transport));
+    if (tried.empty() || tried.back() != hop) tried.push_back(hop);
+  }
+  CHECK(tried == std::vector<std::string>{"192.0.2.8:5060 TCP", "192.0.2.8:5060 UDP",
+                                          "192.0.2.9:5060 TCP", "192.0.2.9:5060 UDP"});
+  fixture.pass(200000);
+  REQUIRE(named.told.outcomes.size() == 1);
+  CHECK(named.told.outcomes[0].error.code == ErrorCode::timeout);
+}
+
+TEST_CASE("a deadline holds for all servers together") {
+  Named named;
+  Outgoing outgoing = Named::to_name();
+  outgoing.deadline_ms = timer_f_ms + 1000;
+  named.send(outgoing);
+  named.names.answer({"192.0.2.8", "192.0.2.9"});
+  named.fixture.pass(timer_f_ms + 999);
+  CHECK(named.last_hop() == "192.0.2.9:5060");
+  CHECK(named.told.outcomes.empty());
+  named.fixture.pass(timer_f_ms + 1000);
+  CHECK(named.told.outcomes.size() == 1);
+}
+
+// ---- delivery notices ---------------------------------------------------------------------------
+
+namespace {
+
+constexpr std::uint64_t today_s = 1764200000;
+
+AgentOptions with_notices() {
+  AgentOptions options;
+  options.delivery_notices = true;
+  options.unix_time_s = [] { return today_s; };
+  return options;
+}
+
+/// A message in its envelope, which asks to be told.
+Incoming enveloped(NotificationRequest asked, std::string_view content_type = "text/plain",
+                   std::string_view body = "Hello", std::string_view from = "sip:bob@example.org") {
+  std::vector<char> buffer(4096);
+  Output out(buffer.data(), buffer.size());
+  CpimStart start;
+  start.from = from;
+  start.to = "sip:alice@example.org";
+  start.date_s = 1764100000;
+  start.message_id = "message-1";
+  start.request = asked;
+  start.content_type = content_type;
+  write_cpim(out, start, body);
+  REQUIRE_FALSE(out.error());
+  Incoming incoming;
+  incoming.type = "Content-Type: message/cpim";
+  incoming.body = out.written();
+  return incoming;
+}
+
+}  // namespace
+
+TEST_CASE("a sender who asks is told of the delivery, or of the refusal, when it is answered") {
+  NotificationRequest both;
+  both.positive_delivery = both.negative_delivery = true;
+  NotificationRequest positive;
+  positive.positive_delivery = true;
+  NotificationRequest negative;
+  negative.negative_delivery = true;
+  NotificationRequest display;
+  display.display = true;
+  const struct {
+    NotificationRequest asked;
+    int code;
+    NotificationStatus status;  ///< `other` for no notice
+  } rows[] = {
+      {both, 200, NotificationStatus::delivered},     {both, 603, NotificationStatus::failed},
+      {positive, 202, NotificationStatus::delivered}, {positive, 403, NotificationStatus::other},
+      {negative, 200, NotificationStatus::other},     {negative, 403, NotificationStatus::failed},
+      {display, 200, NotificationStatus::other},      {{}, 200, NotificationStatus::other},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.code);
+    Fixture fixture(with_notices());
+    fixture.keep_requests();
+    fixture.receive(enveloped(row.asked).text(), 0, flow_from("192.0.2.7:5062"));
+    REQUIRE(fixture.open.size() == 1);
+    CHECK(fixture.wire.sent.empty());
+    REQUIRE_FALSE(fixture.agent.reply(fixture.open[0], row.code, {}, 100));
+    CHECK(parsed(fixture.wire.sent[0].bytes).status_code() == row.code);
+    if (row.status == NotificationStatus::other) {
+      CHECK(fixture.wire.sent.size() == 1);
+      continue;
+    }
+    REQUIRE(fixture.wire.sent.size() == 2);
+    CHECK(fixture.wire.sent[1].flow == flow_from("192.0.2.7:5062"));
+    const Message notice = parsed(fixture.last());
+    CHECK(notice.method() == Method::message);
+    CHECK(notice.request_uri_text() == "sip:bob@example.org");
+    CHECK(notice.to()->uri.text == "sip:bob@example.org");
+    CHECK(notice.from()->uri.text == "sip:alice@example.org");
+    const auto content = read_content(notice);
+    REQUIRE(content);
+    CHECK(content->kind == ContentKind::notification);
+    CHECK(content->notification.message_id == "message-1");
+    CHECK(content->notification.type == NotificationType::delivery);
+    CHECK(content->notification.status == row.status);
+    CHECK(parse_date_time(content->cpim->date_time).value() == std::int64_t{today_s});
+    fixture.receive(answer_to(fixture.last(), 200), 200);
+    CHECK(fixture.agent.waiting() == 0);
+  }
+}
+
+TEST_CASE("a message that comes twice is told of once") {
+  NotificationRequest asked;
+  asked.positive_delivery = true;
+  Fixture fixture(with_notices());
+  fixture.keep_requests();
+  Incoming incoming = enveloped(asked);
+  fixture.receive(incoming.text());
+  REQUIRE_FALSE(fixture.agent.reply(fixture.open[0], 200));
+  incoming.branch += "2";
+  fixture.receive(incoming.text());
+  std::size_t notices = 0;
+  for (const auto& sent : fixture.wire.sent) notices += parsed(sent.bytes).is_request();
+  CHECK(notices == 1);
+}
+
+TEST_CASE("no notice goes out that is not wanted, or could harm others") {
+  NotificationRequest asked;
+  asked.positive_delivery = true;
+  const std::string notification =
+      "<imdn xmlns=\"urn:ietf:params:xml:ns:imdn\"><message-id>x</message-id>"
+      "<datetime>2025-11-23T01:37:42Z</datetime><delivery-notification><status><delivered/>"
+      "</status></delivery-notification></imdn>";
+  const struct {
+    std::string what;
+    AgentOptions options;
+    Incoming incoming;
+  } rows[] = {
+      {"where it is not enabled", AgentOptions(), enveloped(asked)},
+      {"in answer to a notice", with_notices(), enveloped(asked, "message/imdn+xml", notification)},
+      {"to somebody else than the sender", with_notices(),
+       enveloped(asked, "text/plain", "Hello", "sip:victim@example.org")},
+      {"for an envelope that cannot be read", with_notices(),
+       [&] {
+         Incoming broken = enveloped(asked);
+         broken.body = "\x01";
+         return broken;
+       }()},
+      {"for a message without envelope", with_notices(), Incoming()},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.what);
+    Fixture fixture(row.options);
+    fixture.keep_requests();
+    fixture.receive(row.incoming.text());
+    REQUIRE(fixture.open.size() == 1);
+    REQUIRE_FALSE(fixture.agent.reply(fixture.open[0], 200));
+    CHECK(fixture.wire.sent.size() == 1);
+  }
 }

@@ -202,6 +202,8 @@ class Agent final : public TransactionUser {
 
   /// How many requests of ours wait for an answer.
   std::size_t waiting() const { return sent_.size(); }
+  /// How many deadlines are remembered, some of them of requests that have ended.
+  std::size_t kept_deadlines() const { return deadlines_.size(); }
   /// How many transactions there are, those among them that are only there to absorb what is late.
   std::size_t transactions() const { return layer_.size(); }
   /// Octets held by kept messages.

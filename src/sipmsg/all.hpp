@@ -40,6 +40,7 @@
 #include "tcp.hpp"          // listeners, connections, reuse, back-pressure
 #include "transport.hpp"    // all sockets of one server: what goes out through which
 #include "offload.hpp"      // work on the thread pool, answers in order
+#include "dns.hpp"          // names looked up by the system, in the pool
 #include "endpoint.hpp"     // Endpoint: sends and receives messages
 #include "server.hpp"       // Server: an Endpoint with registrar, routing and configuration
 #endif

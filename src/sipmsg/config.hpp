@@ -20,3 +20,6 @@
 
 // SIPMSG_NO_UV, when defined, leaves out everything that needs libuv: what remains is the parser,
 // the writer, and the whole protocol core, driven by the caller's clock and sockets.
+
+// SIPMSG_NO_SRV, when defined, leaves out the look-up of SRV records, for systems whose C library
+// has no res_query. Servers are then found by their addresses alone.

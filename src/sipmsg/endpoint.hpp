@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "agent.hpp"
+#include "dns.hpp"
 #include "loop.hpp"
 #include "registration.hpp"
 #include "transport.hpp"
@@ -28,6 +29,7 @@ namespace detail {
 /// Everything of an Endpoint. Lives until the Endpoint is gone and the last callback has returned.
 class EndpointCore final : public TransportReceiver,
                            public Alarm,
+                           private NameService,
                            public std::enable_shared_from_this<EndpointCore> {
  public:
   EndpointCore(uv_loop_t* loop, AgentOptions options, const SipHashKey& secret)
@@ -61,6 +63,7 @@ class EndpointCore final : public TransportReceiver,
     closed_ = true;
     agent_.close();
     agent_.on_message(nullptr);
+    dns_.close();
     transports_.close();
     loop_->close();
     for (const auto& registration : std::exchange(registrations_, {})) registration->close();
@@ -70,12 +73,35 @@ class EndpointCore final : public TransportReceiver,
   EndpointCore(std::unique_ptr<Loop> loop, AgentOptions options, const SipHashKey& secret)
       : Alarm(*loop),
         loop_(std::move(loop)),
+        dns_(*loop_),
+        names_(options.names != nullptr ? *options.names : dns_),
         transports_(*loop_, *this),
-        agent_(complete(std::move(options)), transports_, secret) {}
+        agent_(complete(std::move(options), *this), transports_, secret) {}
 
-  static AgentOptions complete(AgentOptions options) {
+  static AgentOptions complete(AgentOptions options, NameService& names) {
     if (options.unix_time_s == nullptr) options.unix_time_s = &sipmsg::unix_time_s;
+    options.names = &names;
     return options;
+  }
+
+  // The agent goes on in `advance`, when what it asked for is there: the alarm has to know.
+  void look_up_addresses(const std::string& host, AddressHandler done) override {
+    names_.look_up_addresses(host, [weak = weak_from_this(), done = std::move(done)](
+                                       Error error, const std::vector<IpAddress>& addresses) {
+      const auto self = weak.lock();
+      if (!self || self->closed_) return;
+      done(error, addresses);
+      self->rearm();
+    });
+  }
+  void look_up_srv(const std::string& name, SrvHandler done) override {
+    names_.look_up_srv(name, [weak = weak_from_this(), done = std::move(done)](
+                                 Error error, const std::vector<SrvRecord>& records) {
+      const auto self = weak.lock();
+      if (!self || self->closed_) return;
+      done(error, records);
+      self->rearm();
+    });
   }
 
   void on_message(const MessageView& message, Error error, const Flow& flow) override {
@@ -114,6 +140,8 @@ class EndpointCore final : public TransportReceiver,
   }
 
   std::unique_ptr<Loop> loop_;
+  Dns dns_;
+  NameService& names_;  ///< the application's, or `dns_`
   Transports transports_;
   Agent agent_;
   std::vector<std::shared_ptr<RegistrationKeeper>> registrations_;

@@ -84,6 +84,145 @@ inline void order_srv(std::vector<SrvRecord>& records, Random& random) {
   }
 }
 
+// ---- the reply to an SRV query -----------------------------------------------------------------
+
+namespace detail {
+
+inline constexpr std::size_t max_host_text = 253;  // 255 octets on the wire (RFC 1035 2.3.4)
+
+/// Reads a DNS message from front to back (RFC 1035 4.1). The first thing that does not fit makes
+/// it fail; from then on all numbers are 0 and all names empty.
+class DnsReader {
+ public:
+  explicit DnsReader(std::string_view octets) : octets_(octets) {}
+
+  bool has_failed() const { return has_failed_; }
+  std::size_t position() const { return position_; }
+
+  void skip(std::size_t count) {
+    has_failed_ = has_failed_ || count > octets_.size() - position_;
+    if (!has_failed_) position_ += count;
+  }
+  std::uint16_t number_16() {
+    const std::size_t begin = position_;
+    skip(2);
+    return has_failed_ ? std::uint16_t{0} : load_big<std::uint16_t>(as_octets(octets_) + begin);
+  }
+  void skip_name() {
+    while (const std::size_t label = number_8()) {
+      if (is_pointer(label)) return skip(1);
+      skip_label(label);
+    }
+  }
+  std::string name();
+
+ private:
+  static constexpr std::size_t max_label = 63;
+  static constexpr bool is_pointer(std::size_t length) { return length >= 0xc0; }
+
+  void skip_label(std::size_t size) {
+    has_failed_ = has_failed_ || size > max_label;
+    skip(size);
+  }
+  std::size_t number_8() {
+    const std::size_t begin = position_;
+    skip(1);
+    return has_failed_ ? 0 : static_cast<unsigned char>(octets_[begin]);
+  }
+
+  std::string_view octets_;
+  std::size_t position_ = 0;
+  bool has_failed_ = false;
+};
+
+/// A name with dots between its labels, "." for the root. What no host's name holds comes out as
+/// '?', a dot within a label above all.
+inline std::string DnsReader::name() {
+  std::string text;
+  std::size_t begin = position_;  // of the octets that are being read
+  std::size_t end = 0;            // of the name, once a pointer has led away from it
+  while (const std::size_t label = number_8()) {
+    if (is_pointer(label)) {
+      const std::size_t target = (label & 0x3f) << 8 | number_8();
+      if (end == 0) end = position_;
+      // Back only, to before all that was read of this name: so it ends (RFC 1035 4.1.4, "a prior
+      // occurrence").
+      has_failed_ = has_failed_ || target >= begin;
+      if (!has_failed_) begin = position_ = target;
+      continue;
+    }
+    const std::size_t first = position_;
+    skip_label(label);
+    has_failed_ = has_failed_ || text.size() + label > max_host_text;
+    if (has_failed_) break;
+    for (char c : octets_.substr(first, label)) {
+      text.push_back(is_char(c, char_host) && c != '.' ? c : '?');
+    }
+    text.push_back('.');
+  }
+  if (has_failed_) return {};
+  if (end != 0) position_ = end;
+  if (text.size() > 1) text.pop_back();
+  return text.empty() ? "." : text;
+}
+
+}  // namespace detail
+
+/// The SRV records in a reply of the DNS, at most `max_srv_records`; none where the name does not
+/// exist, or has none. Records whose target cannot be a host's name are left out. Whether the reply
+/// belongs to the question is for the resolver to see, which also follows aliases: the owners'
+/// names are not looked at. Error: `bad_dns_answer`, with the offset where it went wrong.
+inline Result<std::vector<SrvRecord>> parse_srv_answer(std::string_view octets) {
+  constexpr std::uint16_t is_response = 0x8000;
+  constexpr std::uint16_t response_code = 0x000f;
+  constexpr std::uint16_t no_such_name = 3;
+  constexpr std::uint16_t type_srv = 33;
+  constexpr std::uint16_t class_internet = 1;
+  const auto failed_at = [](std::size_t offset) {
+    return Error(ErrorCode::bad_dns_answer, static_cast<std::int32_t>(offset));
+  };
+
+  detail::DnsReader reader(octets);
+  reader.skip(2);  // ID
+  const std::uint16_t flags = reader.number_16();
+  std::size_t questions = reader.number_16();
+  std::size_t answers = reader.number_16();
+  reader.skip(4);  // how many there are in the sections that are not read
+  const unsigned code = flags & response_code;
+  if (reader.has_failed() || !(flags & is_response)) return failed_at(0);
+  std::vector<SrvRecord> records;
+  if (code == no_such_name) return records;
+  if (code != 0) return failed_at(2);
+
+  for (; questions > 0 && !reader.has_failed(); --questions) {
+    reader.skip_name();
+    reader.skip(4);  // QTYPE, QCLASS
+  }
+  for (; answers > 0 && records.size() < max_srv_records && !reader.has_failed(); --answers) {
+    reader.skip_name();
+    const std::uint16_t type = reader.number_16();
+    const std::uint16_t record_class = reader.number_16();
+    reader.skip(4);  // TTL
+    const std::size_t size = reader.number_16();
+    const std::size_t begin = reader.position();
+    if (type != type_srv || record_class != class_internet) {
+      reader.skip(size);
+      continue;
+    }
+    SrvRecord record;
+    record.priority = reader.number_16();
+    record.weight = reader.number_16();
+    record.port = reader.number_16();
+    record.target = reader.name();
+    if (reader.position() - begin != size) return failed_at(begin);
+    if (all_of_class(record.target, char_host)) records.push_back(std::move(record));
+  }
+  if (reader.has_failed()) return failed_at(reader.position());
+  return records;
+}
+
+// ---- from a URI to its next hops ---------------------------------------------------------------
+
 namespace detail {
 
 /// What a URI says about where to go.
@@ -95,7 +234,6 @@ struct LocateTarget {
 };
 
 inline constexpr std::uint16_t default_sip_port = 5060;
-inline constexpr std::size_t max_host_text = 253;  // 255 octets on the wire (RFC 1035 2.3.4)
 
 /// A host that may be given to the resolver. Its last label is not a number: RFC 3261 25.1 has it
 /// begin with a letter, and the system's resolver would take "127.1" and "0x7f.1" for addresses.
@@ -189,7 +327,7 @@ class LocateRun : public std::enable_shared_from_this<LocateRun> {
 inline void LocateRun::on_srv(Error error, const std::vector<SrvRecord>& records) {
   std::vector<SrvRecord> usable;
   for (const SrvRecord& record : records) {
-    if (record.target != "." && record.port != 0) usable.push_back(record);
+    if (is_host_name(record.target) && record.port != 0) usable.push_back(record);
   }
   if (!usable.empty()) {
     order_srv(usable, random_);
@@ -201,7 +339,7 @@ inline void LocateRun::on_srv(Error error, const std::vector<SrvRecord>& records
   }
   // A resolver that fails or knows no SRV would only make us wait again for TCP. The host's address
   // is often in a file, or known to another service than the DNS, so that is still tried.
-  const bool is_declined = !error && !records.empty();  // "." (RFC 2782, Target)
+  const bool is_declined = !error && !records.empty();  // "." says so (RFC 2782, Target)
   if (!error && !target_.transport && transport_ == Transport::udp) {
     udp_is_declined_ = is_declined;
     return ask_srv(Transport::tcp);
