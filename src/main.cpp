@@ -20,6 +20,8 @@ constexpr Subcommand subcommands[] = {
     {"serve", program::serve,
      "relays messages between softphones; by itself, on this machine only"},
     {"send", program::send, "sends a message and says what became of it"},
+    {"receive", program::receive, "prints messages that come, or hands them to a program"},
+    {"chat", program::chat, "a softphone for text, on a terminal or in a pipe"},
     {"check", program::check, "reads a configuration and names every mistake, file and line"},
 };
 

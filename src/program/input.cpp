@@ -17,6 +17,16 @@ struct Input::Core {
   int descriptor;
   Handler handler;
   Input* owner;
+  bool is_polled;
+
+  void start() {
+    if (is_polled) {
+      uv_poll_start(&handle.poll, UV_READABLE,
+                    [](uv_poll_t* poll, int, int) { static_cast<Core*>(poll->data)->read(); });
+    } else {
+      uv_idle_start(&handle.idle, [](uv_idle_t* idle) { static_cast<Core*>(idle->data)->read(); });
+    }
+  }
 
   void read() {
     char octets[16384];
@@ -33,17 +43,27 @@ Input::Input(uv_loop_t* loop, int descriptor, Handler handler) : core_(new Core)
   core_->handler = std::move(handler);
   core_->owner = this;
   const int flags = fcntl(descriptor, F_GETFL);
-  const bool is_polled = uv_poll_init(loop, &core_->handle.poll, descriptor) == 0;
-  if (is_polled && flags >= 0) fcntl(descriptor, F_SETFL, flags);  // libuv made it not block
-  if (is_polled) {
-    uv_poll_start(&core_->handle.poll, UV_READABLE,
-                  [](uv_poll_t* poll, int, int) { static_cast<Core*>(poll->data)->read(); });
+  core_->is_polled = uv_poll_init(loop, &core_->handle.poll, descriptor) == 0;
+  if (core_->is_polled) {
+    if (flags >= 0) fcntl(descriptor, F_SETFL, flags);  // libuv made it not block
   } else {
     uv_idle_init(loop, &core_->handle.idle);
-    uv_idle_start(&core_->handle.idle,
-                  [](uv_idle_t* idle) { static_cast<Core*>(idle->data)->read(); });
   }
   core_->handle.any.data = core_;
+  core_->start();
+}
+
+void Input::pause() {
+  if (core_ == nullptr) return;
+  if (core_->is_polled) {
+    uv_poll_stop(&core_->handle.poll);
+  } else {
+    uv_idle_stop(&core_->handle.idle);
+  }
+}
+
+void Input::resume() {
+  if (core_ != nullptr) core_->start();
 }
 
 void Input::close() {

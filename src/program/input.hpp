@@ -22,6 +22,9 @@ class Input {
   Input(const Input&) = delete;
   Input& operator=(const Input&) = delete;
 
+  /// Reads nothing until `resume`: what is written meanwhile waits with its writer.
+  void pause();
+  void resume();
   void close();
 
  private:
