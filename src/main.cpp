@@ -4,16 +4,24 @@
 #include <string>
 #include <string_view>
 
+#include "modules/modules.hpp"
 #include "program/exit_status.hpp"
 #include "program/subcommands.hpp"
 #include "sipmsg.hpp"
+
+#ifdef SIPMSG_WITH_JAVASCRIPT
+#include "modules/javascript_main.hpp"
+#endif
+#ifdef SIPMSG_WITH_OFFLINE
+#include "modules/offline_spool_command.hpp"
+#endif
 
 namespace {
 
 struct Subcommand {
   std::string_view name;
   int (*run)(int argc, char** argv);
-  const char* summary;
+  const char* summary;  ///< null for what is not for people
 };
 
 constexpr Subcommand subcommands[] = {
@@ -23,6 +31,12 @@ constexpr Subcommand subcommands[] = {
     {"receive", program::receive, "prints messages that come, or hands them to a program"},
     {"chat", program::chat, "a softphone for text, on a terminal or in a pipe"},
     {"check", program::check, "reads a configuration and names every mistake, file and line"},
+#ifdef SIPMSG_WITH_OFFLINE
+    {"spool", modules::spool_main, "lists, shows and drops messages that are kept for later"},
+#endif
+#ifdef SIPMSG_WITH_JAVASCRIPT
+    {"run-script", modules::run_script_main, nullptr},
+#endif
 };
 
 void print_usage(std::FILE* out) {
@@ -31,6 +45,7 @@ void print_usage(std::FILE* out) {
       "usage: sipmsg SUBCOMMAND [OPTIONS]\n\n",
       out);
   for (const Subcommand& subcommand : subcommands) {
+    if (subcommand.summary == nullptr) continue;
     std::fprintf(out, "  %-9s %s\n", std::string(subcommand.name).c_str(), subcommand.summary);
   }
   std::fputs(
@@ -47,7 +62,7 @@ int main(int argc, char** argv) {
     if (subcommand.name == name) return subcommand.run(argc, argv);
   }
   if (name == "--version") {
-    std::puts("sipmsg " SIPMSG_VERSION);
+    std::printf("sipmsg " SIPMSG_VERSION "\nmodules: %s\n", modules::module_names().c_str());
     return program::exit_done;
   }
   if (name == "--help" || name == "-h") {

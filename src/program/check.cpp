@@ -10,9 +10,9 @@ int check(int argc, char** argv) {
   CommandLine command;
   command.usage = "sipmsg check -c DIR";
   command.summary =
-      "Reads DIR/ysipchan.conf and DIR/regfile.conf, and prints what is wrong or worth knowing, "
-      "each\n"
-      "with file and line. Nothing is sent. Exit status 2 where the server could not start with "
+      "Reads DIR/ysipchan.conf, DIR/regfile.conf and the files of the modules, and prints what is\n"
+      "wrong or worth knowing, each with file and line. Nothing is sent. Exit status 2 where the "
+      "server could not start with "
       "it.";
   const Option options[] = {{"-c", "DIR", "the directory to read", &directory}};
   command.options = options;
@@ -22,8 +22,9 @@ int check(int argc, char** argv) {
     return exit_usage;
   }
   sipmsg::Settings settings;
+  modules::Modules extensions;
   sipmsg::Diagnostics diagnostics;
-  const bool usable = load_configuration(directory, settings, diagnostics);
+  const bool usable = load_configuration(directory, settings, extensions, diagnostics);
   print(stdout, diagnostics);
   if (usable) std::printf("%s: usable\n", directory.c_str());
   return usable ? exit_done : exit_usage;

@@ -3,12 +3,13 @@
 namespace program {
 
 bool load_configuration(const std::string& directory, sipmsg::Settings& settings,
-                        sipmsg::Diagnostics& diagnostics) {
+                        modules::Modules& extensions, sipmsg::Diagnostics& diagnostics) {
   if (directory.empty()) {
     settings = sipmsg::open_settings();
     return true;
   }
-  return !sipmsg::load_directory(directory, settings, diagnostics);
+  const bool usable = !sipmsg::load_directory(directory, settings, diagnostics);
+  return extensions.load(directory, diagnostics) && usable;
 }
 
 void print(std::FILE* out, const sipmsg::Diagnostics& diagnostics) {

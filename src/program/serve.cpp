@@ -2,10 +2,13 @@
 // messages is all in the header.
 #include <array>
 #include <csignal>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "../modules/modules.hpp"
 #include "command_line.hpp"
 #include "configuration.hpp"
 #include "subcommands.hpp"
@@ -78,8 +81,9 @@ std::optional<int> read(ServeArguments& arguments, int argc, char** argv) {
 }
 
 /// The configuration, and what the command line says instead.
-bool load(const ServeArguments& arguments, Settings& settings, sipmsg::Diagnostics& diagnostics) {
-  const bool usable = load_configuration(arguments.directory, settings, diagnostics);
+bool load(const ServeArguments& arguments, Settings& settings, modules::Modules& extensions,
+          sipmsg::Diagnostics& diagnostics) {
+  const bool usable = load_configuration(arguments.directory, settings, extensions, diagnostics);
   if (!arguments.listeners.empty()) settings.listeners = arguments.listeners;
   settings.trace = settings.trace || arguments.trace;
   return usable;
@@ -118,10 +122,14 @@ void print_line(sipmsg::Severity severity, std::string_view text) {
 /// One server on one loop, with the signals that end or reload it.
 class Serving {
  public:
-  Serving(const ServeArguments& arguments, const Settings& settings)
-      : arguments_(arguments), server_(uv_default_loop(), settings) {
+  Serving(const ServeArguments& arguments, Settings settings,
+          std::unique_ptr<modules::Modules> extensions)
+      : arguments_(arguments),
+        settings_(std::move(settings)),
+        server_(uv_default_loop(), settings_),
+        extensions_(std::move(extensions)) {
     server_.on_log(print_line);
-    if (settings.trace) server_.on_trace(print_trace);
+    if (settings_.trace) server_.on_trace(print_trace);
   }
 
   int run() {
@@ -134,6 +142,7 @@ class Serving {
       uv_run(uv_default_loop(), UV_RUN_DEFAULT);
       return exit_network;
     }
+    extensions_->start(uv_default_loop(), server_, settings_, print_line);
     for (const sipmsg::Listener& listener : server_.listeners()) {
       std::fprintf(stderr, "listening %s %s\n",
                    std::string(transport_parameter(listener.transport)).c_str(),
@@ -163,6 +172,7 @@ class Serving {
   }
 
   void end() {
+    extensions_->stop();
     server_.close();
     for (uv_signal_t& signal : signals_) {
       auto* handle = reinterpret_cast<uv_handle_t*>(&signal);
@@ -173,16 +183,23 @@ class Serving {
   /// A configuration that cannot be used leaves the one that is in force.
   void reload() {
     Settings settings;
+    auto extensions = std::make_unique<modules::Modules>();
     sipmsg::Diagnostics diagnostics;
-    const bool usable = load(arguments_, settings, diagnostics);
+    const bool usable = load(arguments_, settings, *extensions, diagnostics);
     print(stderr, diagnostics);
     if (!usable) return complain("the configuration stays as it was");
+    extensions_->stop();
     server_.reload(settings);
+    extensions_ = std::move(extensions);
+    settings_ = std::move(settings);
+    extensions_->start(uv_default_loop(), server_, settings_, print_line);
     std::fputs("reloaded\n", stderr);
   }
 
   const ServeArguments& arguments_;
+  Settings settings_;
   sipmsg::Server server_;
+  std::unique_ptr<modules::Modules> extensions_;
   std::array<uv_signal_t, 3> signals_{};
 };
 
@@ -192,12 +209,13 @@ int serve(int argc, char** argv) {
   ServeArguments arguments;
   if (const auto status = read(arguments, argc, argv)) return *status;
   Settings settings;
+  auto extensions = std::make_unique<modules::Modules>();
   sipmsg::Diagnostics diagnostics;
-  const bool usable = load(arguments, settings, diagnostics);
+  const bool usable = load(arguments, settings, *extensions, diagnostics);
   print(stderr, diagnostics);
   if (!usable) return exit_usage;
   if (arguments.directory.empty()) print_welcome(settings);
-  return Serving(arguments, settings).run();
+  return Serving(arguments, std::move(settings), std::move(extensions)).run();
 }
 
 }  // namespace program
