@@ -295,6 +295,7 @@ void Regexroute::stop() {
   for (const Engine::Id id : installed_) engine_->uninstall(id);
   installed_.clear();
   enqueued_.clear();
+  engine_ = nullptr;
 }
 
 /// [$once] before [$init]. A name that is new in [$once] is set by the reading that finds it.

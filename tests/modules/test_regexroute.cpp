@@ -112,6 +112,9 @@ void check_rows(const std::vector<Row>& rows, const RuleOptions& options = {}) {
   }
 }
 
+/// A file of the project.
+std::string read_file(const std::string& name) { return test::read_data("../../" + name); }
+
 /// A directory of its own, removed at the end.
 class Directory {
  public:
@@ -746,6 +749,22 @@ TEST_CASE("messages that dispatch messages come to an end") {
   CHECK(enqueuing.log == "warning: rr.conf:102: too many messages are enqueued\n");
 }
 
+TEST_CASE("the rules that the sample switches off do what it says") {
+  std::string text;
+  for (std::string line : test::split(read_file("conf/regexroute.conf.sample"), '\n')) {
+    if (line.size() > 1 && line[0] == ';' && line[1] != ' ') line.erase(0, 1);
+    text += line + "\n";
+  }
+  Bench bench(text);
+  CHECK(texts(bench.diagnostics) == "");
+  CHECK(bench.route("0", "username=101") == "-|username=101");
+  CHECK(bench.route("0", "username=103") == "-|username=103|reason=forbidden");
+  CHECK(bench.route("info", "username=103") == "-|username=103|called=101");
+  CHECK(bench.route("102", "username=103|called=102|xsip_body=a badword") ==
+        "-|username=103|called=102|xsip_body=a badword|reason=rejected");
+  CHECK(bench.log == "warning: 103 wrote a bad word to 102\n");
+}
+
 // ---- the module --------------------------------------------------------------------------------
 
 TEST_CASE("without its file the module is off, and that is no mistake") {
@@ -917,13 +936,10 @@ TEST_CASE("$(config) reads yate.conf beside, and run parameters are there") {
 
 TEST_CASE("the sample and the example hold no mistake") {
   for (const std::string name :
-       {"/../../conf/regexroute.conf.sample", "/../../examples/scripts/filter/regexroute.conf"}) {
+       {"conf/regexroute.conf.sample", "examples/scripts/filter/regexroute.conf"}) {
     CAPTURE(name);
     Directory directory;
-    std::ifstream sample(std::string(SIPMSG_TEST_DATA) + name, std::ios::binary);
-    REQUIRE(sample.good());
-    const std::string text((std::istreambuf_iterator<char>(sample)), {});
-    directory.write("regexroute.conf", text);
+    directory.write("regexroute.conf", read_file(name));
     Running running(directory.path);
     CHECK(texts(running.diagnostics) == "");
     CHECK(running.module->is_enabled());
