@@ -1,6 +1,6 @@
 """The line protocol of external modules, for programs in Python 3.
 
-A program imports this, installs its handlers and calls run(). The engine's messages come in as lines
+A program imports this, installs its handlers and calls run(). Messages of the engine come in as lines
 on standard input, answers and messages of the program's own go out on standard output. So print() is
 not for people here: say log(text), or write to standard error.
 """

@@ -306,7 +306,7 @@ TEST_SUITE("extmodule: programs") {
     Stage stage;
     stage.directory.write_script("a.sh", script("yes"));
     stage.directory.write_script("b.sh", script("echo '%%>install::n'\n" + std::string(answering)));
-    stage.start("[general]\ntimeout=50\n[scripts]\na.sh\nb.sh\n");
+    stage.start("[scripts]\na.sh\nb.sh\n");
     REQUIRE(stage.wait_for_handler("n"));
     REQUIRE(stage.wait_for_log("not understood: y", 5));
     for (int i = 0; i < 20; ++i) {

@@ -89,10 +89,10 @@ struct Stage {
     return line.substr(0, 11) == "%%>message:" ? line.substr(11, line.find(':', 11) - 11) : "";
   }
 
+  std::vector<bool> outcomes;  // the session's end adds to it, too
   Engine engine;
   FakePeer peer;
   std::shared_ptr<Session> session;
-  std::vector<bool> outcomes;
 };
 
 SessionOptions with(const std::function<void(Locals&)>& change) {
