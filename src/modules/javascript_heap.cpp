@@ -26,8 +26,7 @@ union Header {
 }  // namespace
 
 ScriptHeap::ScriptHeap(std::size_t limit)
-    : limit_(limit),
-      context_(duk_create_heap(&allocate, &reallocate, &release, this, &on_fatal)) {}
+    : limit_(limit), context_(duk_create_heap(&allocate, &reallocate, &release, this, &on_fatal)) {}
 
 ScriptHeap::~ScriptHeap() {
   if (context_ != nullptr) duk_destroy_heap(context_);
@@ -47,7 +46,7 @@ bool ScriptHeap::take_failure() {
 
 bool ScriptHeap::is_exhausted() {
   duk_gc(context_, 0);
-  duk_gc(context_, 0);  // what finalizers released is found the second time
+  duk_gc(context_, 0);        // what finalizers released is found the second time
   return used_ > limit_ / 2;  // the piece that did not fit may have been a large one
 }
 

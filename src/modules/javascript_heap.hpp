@@ -10,7 +10,8 @@
 
 namespace modules {
 
-/// Where the limit is reached, the script gets an exception that it may catch, "Error: alloc failed".
+/// Where the limit is reached, the script gets an exception that it may catch, "Error: alloc
+/// failed".
 class ScriptHeap {
  public:
   explicit ScriptHeap(std::size_t limit);

@@ -11,7 +11,7 @@ const char* const script_prelude = R"javascript(function (native) {
 'use strict';
 var Thread = Duktape.Thread, resume = Thread.resume, leave = Thread.yield;
 var hasOwn = Object.prototype.hasOwnProperty;
-var STATE = Symbol('message');
+var STATE = Symbol('state'), TARGET = Symbol('target');
 var NOTHING = Object.create(null);
 
 function has(object, key) { return hasOwn.call(object, key); }
@@ -21,15 +21,29 @@ function hidden(object, name, value) {
 }
 
 // ---- coroutines: a job runs until it has ended or waits for an id
+//
+// What a job leaves behind should be free of cycles, so that it goes at once and not with the next
+// collection. Each function made anew would be one (with its prototype), so there are none here.
 
 var waiting = Object.create(null);  // jobs, by the id of what they wait for
 var arrived = Object.create(null);  // what came for those that wait inside of a callback
 
-function begin(run, finish) {
-  var job = { ended: false, value: undefined, finish: finish };
-  job.thread = new Thread(function () { job.value = run(); job.ended = true; });
-  step(job, undefined);
+function Job(run, message, id) {
+  this.run = run;
+  this.message = message;
+  this.id = id;  // of the message that is to be answered, 0 for none
+  this.value = undefined;
+  this.ended = false;
+  this.thread = new Thread(runJob);
 }
+
+function runJob(job) {
+  var run = job.run;
+  job.value = run(job.message);
+  job.ended = true;
+}
+
+function begin(job) { step(job, job); }
 
 function step(job, value) {
   try {
@@ -41,7 +55,10 @@ function step(job, value) {
   } catch (error) {
     native.complain(error);
   }
-  job.finish(job.value);
+  job.thread = undefined;
+  if (job.id === 0) return;
+  var state = stateOf(job.message);
+  native.answer(job.id, Boolean(job.value), state.value, state.changes);
 }
 
 function wait(id) {
@@ -73,6 +90,7 @@ function wake(id, result) {
 
 var traps = {
   get: function (target, key) {
+    if (key === TARGET) return target;
     if (typeof key === 'symbol') return target[key];
     if (key in Message.prototype) return Message.prototype[key];
     return native.number(target[key]);
@@ -99,8 +117,8 @@ function put(target, key, value) {
 // `parameters` has no prototype yet, and becomes the target of the proxy that a script sees.
 function makeMessage(name, value, time, parameters) {
   hidden(parameters, STATE, {
-    target: parameters, name: name, value: value, time: time, broadcast: false,
-    changes: Object.create(null), table: undefined
+    name: name, value: value, time: time, broadcast: false, changes: Object.create(null),
+    table: undefined
   });
   Object.setPrototypeOf(parameters, Message.prototype);
   return new Proxy(parameters, traps);
@@ -112,24 +130,30 @@ function stateOf(message) {
   return state;
 }
 
+function targetOf(message) {
+  stateOf(message);
+  return message[TARGET];
+}
+
 function unixTime() { return Math.floor(Date.now() / 1000); }
 
 // What the handlers of a message left of it.
-function takeOver(state, result) {
-  var target = state.target, key;
+function takeOver(state, target, result) {
+  var names = Object.getOwnPropertyNames(target), key;
   state.name = result.name;
   state.value = result.value;
   state.table = result.table;
-  Object.getOwnPropertyNames(target).forEach(function (name) {
-    if (!(name in result.parameters)) put(target, name, undefined);
-  });
+  for (var i = 0; i < names.length; i++) {
+    if (!(names[i] in result.parameters)) put(target, names[i], undefined);
+  }
   for (key in result.parameters) {
     if (target[key] !== result.parameters[key]) put(target, key, result.parameters[key]);
   }
 }
 
-function send(state, wanted) {
-  return native.dispatch(wanted, state.name, state.value, state.time, state.target);
+function send(message, wanted) {
+  var state = stateOf(message);
+  return native.dispatch(wanted, state.name, state.value, state.time, message[TARGET]);
 }
 
 function cell(value) { return value === null ? null : native.number(value); }
@@ -169,25 +193,24 @@ var methods = {
     state.value = value === undefined || value === null ? '' : String(value);
   },
   getParam: function (name, otherwise, autoNumber) {
-    var target = stateOf(this).target;
+    var target = targetOf(this);
     if (!has(target, name)) return otherwise;
     return autoNumber === false ? target[name] : native.number(target[name]);
   },
-  setParam: function (name, value) { put(stateOf(this).target, String(name), value); },
-  clearParam: function (name) { put(stateOf(this).target, String(name), undefined); },
+  setParam: function (name, value) { put(targetOf(this), String(name), value); },
+  clearParam: function (name) { put(targetOf(this), String(name), undefined); },
   copyParams: function (source) {
-    var target = stateOf(this).target;
-    var from = source && source[STATE] ? source[STATE].target : source;
+    var target = targetOf(this);
+    var from = source && source[STATE] ? source[TARGET] : source;
     Object.keys(Object(from)).forEach(function (name) {
       if (typeof from[name] !== 'function') put(target, name, from[name]);
     });
   },
-  enqueue: function () { send(stateOf(this), false); },
+  enqueue: function () { send(this, false); },
   dispatch: function () {
-    var state = stateOf(this);
-    var result = wait(send(state, true));
+    var result = wait(send(this, true));
     if (!result) return false;
-    takeOver(state, result);
+    takeOver(stateOf(this), this[TARGET], result);
     return result.handled;
   },
   getRow: function (index) {
@@ -221,6 +244,8 @@ Object.keys(methods).forEach(function (name) { hidden(Message.prototype, name, m
 // ---- handlers
 
 var handlers = [];
+var handlersById = Object.create(null);
+var nobody = { run: function () { return false; } };
 var lastHandler = 0;
 var trackName = 'javascript';
 
@@ -228,6 +253,7 @@ function remove(wanted) {
   handlers = handlers.filter(function (handler) {
     if (!wanted(handler)) return true;
     native.remove(handler.id);
+    delete handlersById[handler.id];
     return false;
   });
 }
@@ -249,6 +275,7 @@ hidden(Message, 'install', function (run, name, priority, filter, filterValue) {
   native.install(handler.id, trackName, handler.name, handler.priority, handler.filter,
                  handler.filterValue);
   handlers.push(handler);
+  handlersById[handler.id] = handler;
   return true;
 });
 
@@ -390,25 +417,21 @@ hidden(globals, 'Message', Message);
 // ---- what the process calls
 
 function load(run, parameters) {
-  Object.keys(parameters).forEach(function (key) { runParameters[key] = parameters[key]; });
-  begin(run, function () {});
+  for (var name in parameters) runParameters[name] = parameters[name];
+  begin(new Job(run, undefined, 0));
 }
 
 function handle(id, number, name, value, time, parameters) {
-  var found = handlers.filter(function (handler) { return handler.id === number; })[0];
-  if (!found) return native.answer(id, false, value, NOTHING);
   var message = makeMessage(name, value, time, parameters);
-  var state = stateOf(message);
-  begin(function () { return found.run(message); }, function (handled) {
-    native.answer(id, Boolean(handled), state.value, state.changes);
-  });
+  var handler = handlersById[number] || nobody;  // it may have been removed meanwhile
+  begin(new Job(handler.run, message, id));
 }
 
 function due(id) {
   var callback = callbacks[id];
   if (!callback) return wake(id, NOTHING);
   if (!callback.repeats) delete callbacks[id];
-  begin(callback.run, function () {});
+  begin(new Job(callback.run, undefined, 0));
 }
 
 return [load, handle, function (id, handled, name, value, parameters, table) {

@@ -269,9 +269,9 @@ bool ScriptProcess::take_install(FrameReader& fields) {
 
 bool ScriptProcess::take_remove(FrameReader& fields) {
   const std::uint64_t handler = fields.number();
-  const auto found = std::find_if(
-      installed_.begin(), installed_.end(),
-      [handler](const Installed& installed) { return installed.handler == handler; });
+  const auto found =
+      std::find_if(installed_.begin(), installed_.end(),
+                   [handler](const Installed& installed) { return installed.handler == handler; });
   if (found == installed_.end()) return false;
   surroundings_.engine->uninstall(found->id);
   installed_.erase(found);

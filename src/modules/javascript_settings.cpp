@@ -132,8 +132,8 @@ class SettingsReader {
   }
 
   void remark_section(const IniSection& section) {
-    const bool used = section.name == "general" || section.name == "scripts" ||
-                      section.name == "late_scripts";
+    const bool used =
+        section.name == "general" || section.name == "scripts" || section.name == "late_scripts";
     if (used) return;
     const bool is_of_yate = section.name == "instances" || section.name == "handlers" ||
                             section.name == "posthooks" || section.name == "extensions";
@@ -143,8 +143,8 @@ class SettingsReader {
   }
 
   void say(Severity severity, const IniEntry& entry, std::string_view text) {
-    diagnostics_.push_back({severity, ini_->files()[entry.file], entry.line,
-                            entry.key + ": " + std::string(text)});
+    diagnostics_.push_back(
+        {severity, ini_->files()[entry.file], entry.line, entry.key + ": " + std::string(text)});
   }
 
   const std::string& directory_;

@@ -178,8 +178,8 @@ bool check_syntax(const ScriptSource& source, std::size_t memory_limit, Diagnost
   }
   const SourcePosition position = source.position(line_in(message));
   const std::string& file = position.file.empty() ? source.files.front() : position.file;
-  diagnostics.push_back({Severity::error, file, position.line,
-                         message.substr(0, message.rfind(" (line "))});
+  diagnostics.push_back(
+      {Severity::error, file, position.line, message.substr(0, message.rfind(" (line "))});
   return false;
 }
 

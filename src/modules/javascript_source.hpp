@@ -37,7 +37,7 @@ struct ScriptSource {
 };
 
 struct SourceOptions {
-  std::string include_directory;  ///< looked in where the file is not beside the one including it
+  std::string include_directory;    ///< looked in where the file is not beside the one including it
   std::size_t max_length = 500000;  ///< octets, of the joined text
   bool auto_extensions = true;      ///< "f" may be the file f.js
 };

@@ -107,9 +107,9 @@ void from_script_text(std::string_view text, std::string& out) {
         append_utf8(replacement, out);
       }
     } else if (const std::uint32_t low = low_surrogate(text); low != 0) {
-      append_utf8(0x10000 + ((next.character - first_high_surrogate) << 10) +
-                      (low - first_low_surrogate),
-                  out);
+      append_utf8(
+          0x10000 + ((next.character - first_high_surrogate) << 10) + (low - first_low_surrogate),
+          out);
       text.remove_prefix(3);
     } else {
       append_utf8(replacement, out);

@@ -140,8 +140,9 @@ TEST_CASE("javascript: a script in an endless loop is killed, its messages go on
   CHECK(took_ms >= 200);
   CHECK(took_ms < 5000);
   CHECK(later == std::vector<std::string>{"666", "2"});
-  CHECK(scripts.has_line("loop: its process was stopped: it handled call.route (caller 666, "
-                         "called b?[0m) and did not come to an end within 300 ms"));
+  CHECK(
+      scripts.has_line("loop: its process was stopped: it handled call.route (caller 666, "
+                       "called b?[0m) and did not come to an end within 300 ms"));
   CHECK(scripts.loop.run_until([&] { return script.pid() != 0; }));
   CHECK(script.pid() != first);
   CHECK(scripts.loop.run_until([&] {
@@ -171,11 +172,13 @@ TEST_CASE("javascript: an endless loop in a regular expression, in a timer or at
 TEST_CASE("javascript: an exception is logged with file and line, the message goes on") {
   Scripts scripts;
   int later = 0;
-  scripts.engine.install("later", "call.route", 90, [&](const MessagePointer&, const Answer& answer) {
-    ++later;
-    answer(true);
-  });
-  auto& script = scripts.add("Message.install(function (msg) {\n  nothing();\n}, 'call.route', 50);");
+  scripts.engine.install("later", "call.route", 90,
+                         [&](const MessagePointer&, const Answer& answer) {
+                           ++later;
+                           answer(true);
+                         });
+  auto& script =
+      scripts.add("Message.install(function (msg) {\n  nothing();\n}, 'call.route', 50);");
   const int pid = script.pid();
   CHECK(scripts.ask("call.route")->handled == 1);
   CHECK(later == 1);
@@ -207,8 +210,9 @@ TEST_CASE("javascript: a process that is killed costs nothing but a restart") {
   CHECK(sent->handled == 0);
   CHECK(scripts.loop.run_until([&] { return script.pid() != 0 && script.pid() != pid; }));
   CHECK(scripts.has_line("its process killed by signal 9"));
-  CHECK(scripts.loop.run_until(
-      [&] { return scripts.ask("call.route", {{"caller", "1"}})->handled == 1; }));
+  CHECK(scripts.loop.run_until([&] {
+    return scripts.ask("call.route", {{"caller", "1"}})->handled == 1;
+  }));
 }
 
 TEST_CASE("javascript: a program that cannot be started is tried again, and no mistake to stop") {
@@ -276,8 +280,9 @@ TEST_CASE("javascript: rows that are too many for a frame are left out, with a l
                            message->table = table;
                            answer(true);
                          });
-  scripts.add("Message.install(function (msg) { var m = new Message('database'); m.dispatch();"
-              "msg.row = String(m.getRow(0)); return true; }, 'call.route');");
+  scripts.add(
+      "Message.install(function (msg) { var m = new Message('database'); m.dispatch();"
+      "msg.row = String(m.getRow(0)); return true; }, 'call.route');");
   CHECK(scripts.ask("call.route")->message->get_or("row") == "null");
   CHECK(scripts.has_line("too large"));
 }
@@ -309,12 +314,14 @@ TEST_CASE("javascript: messages that come back to a script while it waits are ha
 
 TEST_CASE("javascript: scripts talk to each other and share variables") {
   Scripts scripts;
-  scripts.add("Message.install(function (msg) { var m = new Message('second'); m.dispatch();"
-              "msg.got = m.got; msg.n = Engine.shared.get('n'); return true; }, 'first');",
-              "one");
-  scripts.add("Message.install(function (msg) { msg.got = Engine.shared.inc('n');"
-              "return true; }, 'second');",
-              "two");
+  scripts.add(
+      "Message.install(function (msg) { var m = new Message('second'); m.dispatch();"
+      "msg.got = m.got; msg.n = Engine.shared.get('n'); return true; }, 'first');",
+      "one");
+  scripts.add(
+      "Message.install(function (msg) { msg.got = Engine.shared.inc('n');"
+      "return true; }, 'second');",
+      "two");
   CHECK(scripts.ask("first")->message->get_or("got") == "0");
   const auto sent = scripts.ask("first");
   CHECK(sent->message->get_or("got") == "1");
@@ -327,10 +334,10 @@ TEST_CASE("javascript: filters choose what a script is asked about") {
     const char* value;
     bool asked;
   };
-  const Case cases[] = {{"101", "101", true},        {"101", "1010", false},
-                        {"^1[0-9]+$", "101", true},  {"^1[0-9]+$", "1a", false},
+  const Case cases[] = {{"101", "101", true},         {"101", "1010", false},
+                        {"^1[0-9]+$", "101", true},   {"^1[0-9]+$", "1a", false},
                         {"^1[0-9]+$^", "101", false}, {"^1[0-9]+$^", "1a", true},
-                        {"^(a|b)$", "b", true},      {"", "x", false},
+                        {"^(a|b)$", "b", true},       {"", "x", false},
                         {"^", "anything", true}};
   Scripts scripts;
   for (std::size_t i = 0; i < std::size(cases); ++i) {
@@ -528,8 +535,11 @@ TEST_CASE("examples/scripts: filter_sip_messages.js lets user 101 send, and nobo
 
 TEST_CASE("examples/scripts: smsc.js keeps what is for users who are offline") {
   Examples examples("smsc");
-  Parameters parameters = {{"route_type", "msg"}, {"caller", "007"},      {"called", "102"},
-                           {"error", "offline"},  {"xsip_body", "it's \\"}};
+  Parameters parameters = {{"route_type", "msg"},
+                           {"caller", "007"},
+                           {"called", "102"},
+                           {"error", "offline"},
+                           {"xsip_body", "it's \\"}};
   const auto routed = examples.ask("call.route", parameters);
   CHECK(routed->handled == 1);
   CHECK(routed->message->return_value == "smsc/102");

@@ -251,10 +251,10 @@ std::string printed(const std::string& expression, const Parameters& parameters)
 
 TEST_CASE("javascript: parameters are properties, and what looks like a number reads as one") {
   const Parameters parameters = {
-      {"caller", "101"},      {"called", "007"},  {"sip_content-type", "text/plain"},
-      {"xsip_body", "hello"}, {"plus", "+40"},    {"large", "9007199254740993"},
+      {"caller", "101"},      {"called", "007"},   {"sip_content-type", "text/plain"},
+      {"xsip_body", "hello"}, {"plus", "+40"},     {"large", "9007199254740993"},
       {"minus", "-5"},        {"fraction", "1.5"}, {"name", "Bob"},
-      {"empty", ""},          {"twice", "first"}, {"twice", "second"},
+      {"empty", ""},          {"twice", "first"},  {"twice", "second"},
       {"exponent", "1e3"},    {"flag", "true"}};
   const Row rows[] = {
       {"msg.caller, typeof msg.caller", "101 number"},
@@ -274,8 +274,7 @@ TEST_CASE("javascript: parameters are properties, and what looks like a number r
       {"msg.name()", "call.route"},
       {"msg.getParam('name')", "Bob"},
       {"msg.getParam('nothing', 'x'), msg.getParam('caller', 0)", "x 101"},
-      {"typeof msg.getParam('caller', '', false), typeof msg.getParam('caller')",
-       "string number"},
+      {"typeof msg.getParam('caller', '', false), typeof msg.getParam('caller')", "string number"},
       {"msg.retValue(), msg.msgTime(), msg.broadcast()", "before 1700000000 false"},
       {"(function () { var names = []; for (var name in msg) names.push(name);"
        " return names.slice(0, 3).join(); })()",
@@ -349,11 +348,11 @@ TEST_CASE("javascript: any octets pass through a script unchanged") {
 
 TEST_CASE("javascript: texts of the other side that no octets stand for are replaced") {
   const std::pair<const char*, const char*> rows[] = {
-      {"\xed\xa0\xbd", "\xef\xbf\xbd"},                     // a high surrogate alone
-      {"\xed\xb0\x80", "\xef\xbf\xbd"},                     // a low one that is no octet
-      {"\xed\xb3\xa9", "\xe9"},                             // one that is
-      {"\xed\xa0\xbd\xed\xb8\x80", "\xf0\x9f\x98\x80"},     // a pair
-      {"\x82", "\xef\xbf\xbd"}};                            // a symbol of Duktape's
+      {"\xed\xa0\xbd", "\xef\xbf\xbd"},                  // a high surrogate alone
+      {"\xed\xb0\x80", "\xef\xbf\xbd"},                  // a low one that is no octet
+      {"\xed\xb3\xa9", "\xe9"},                          // one that is
+      {"\xed\xa0\xbd\xed\xb8\x80", "\xf0\x9f\x98\x80"},  // a pair
+      {"\x82", "\xef\xbf\xbd"}};                         // a symbol of Duktape's
   for (const auto& [text, octets] : rows) {
     std::string out;
     from_script_text(text, out);
@@ -383,9 +382,14 @@ TEST_CASE("javascript: handlers are installed with priority and filter, replaced
         "call.route:50,user.register:20,call.route:30\n"
         "true false\n"
         "0 true 0\n");
-  const std::vector<std::string> expected = {
-      "1 filter call.route 100  ", "2 filter call.route 50 caller ^1[0-9]+$",
-      "3 filter user.register 20 username 101", "-1", "5 filter call.route 30  ", "-2", "-5", "-3"};
+  const std::vector<std::string> expected = {"1 filter call.route 100  ",
+                                             "2 filter call.route 50 caller ^1[0-9]+$",
+                                             "3 filter user.register 20 username 101",
+                                             "-1",
+                                             "5 filter call.route 30  ",
+                                             "-2",
+                                             "-5",
+                                             "-3"};
   CHECK(server.installed == expected);
 }
 
@@ -413,8 +417,7 @@ TEST_CASE("javascript: dispatch waits for the answer while other messages are ha
   CHECK(server.run());
   CHECK(server.text() == "");
   REQUIRE(server.dispatched.size() == 3);
-  CHECK(server.dispatched[1].parameters ==
-        Parameters{{"account", "smsc"}, {"number", "2"}});
+  CHECK(server.dispatched[1].parameters == Parameters{{"account", "smsc"}, {"number", "2"}});
   const std::vector<std::string> expected = {"done", "done",     "done", "done",     "answer 2",
                                              "done", "answer 1", "done", "answer 3", "done"};
   CHECK(server.work == expected);
@@ -502,8 +505,9 @@ TEST_CASE("javascript: waits inside of callbacks end at a depth, with an excepti
 }
 
 TEST_CASE("javascript: enqueue sends and does not wait") {
-  FakeServer server("var m = new Message('x', true, {a: 1}); Engine.output(m.broadcast()); "
-                    "m.retValue('r'); m.enqueue(); Engine.output('on');");
+  FakeServer server(
+      "var m = new Message('x', true, {a: 1}); Engine.output(m.broadcast()); "
+      "m.retValue('r'); m.enqueue(); Engine.output('on');");
   CHECK(server.run());
   CHECK(server.text() == "true\non\n");
   REQUIRE(server.dispatched.size() == 1);
@@ -533,9 +537,10 @@ TEST_CASE("javascript: rows and columns of a database") {
       {"new Message('x').getRow(), new Message('x').getResult(0, 0)", "null null"}};
   for (const Row& row : rows) {
     CAPTURE(row.expression);
-    FakeServer server("var m = new Message('database'), e = new Message('database');"
-                      "m.dispatch(); e.dispatch(); Engine.output(" +
-                      std::string(row.expression) + ");");
+    FakeServer server(
+        "var m = new Message('database'), e = new Message('database');"
+        "m.dispatch(); e.dispatch(); Engine.output(" +
+        std::string(row.expression) + ");");
     server.on_dispatch = [&](const Dispatched& message) {
       const bool first = server.dispatched.size() == 1;
       server.result(message.id, true, "", {{"rows", "2"}}, first ? &table : &empty);
@@ -564,8 +569,9 @@ TEST_CASE("javascript: timers go off in order, repeat, and are cleared") {
 }
 
 TEST_CASE("javascript: no more than ten thousand timers") {
-  FakeServer server("try { for (var i = 0; ; i++) Engine.setTimeout(function () {}, 1e9); }"
-                    "catch (e) { Engine.output(i, e); }");
+  FakeServer server(
+      "try { for (var i = 0; ; i++) Engine.setTimeout(function () {}, 1e9); }"
+      "catch (e) { Engine.output(i, e); }");
   CHECK(server.run());
   CHECK(server.text() == "10000 RangeError: too many timers\n");
 }
@@ -583,16 +589,16 @@ TEST_CASE("javascript: shared variables, log lines, run parameters") {
        "undefined me 8 5"},
       {"'it\\'s a \\\\'.sqlEscape(), 'it\\'s a \\\\'.sqlEscape(\"'\"), ''.sqlEscape()",
        "it''s a \\\\ it''s a \\ "},
-      {"' x '.trim(), 'abc'.substr(1, 1), 'a-b'.split('-').length, 'abc'.indexOf('c')",
-       "x b 2 2"}};
+      {"' x '.trim(), 'abc'.substr(1, 1), 'a-b'.split('-').length, 'abc'.indexOf('c')", "x b 2 2"}};
   for (const Row& row : rows) {
     CAPTURE(row.expression);
     FakeServer server("Engine.output(" + std::string(row.expression) + ");");
     CHECK(server.run());
     CHECK(server.text() == std::string(row.printed) + "\n");
   }
-  FakeServer server("Engine.debugName('d'); Engine.debug(Engine.DebugInfo, 'no');"
-                    "Engine.debug(5, 'a', 1); Engine.alarm(2, 'b');");
+  FakeServer server(
+      "Engine.debugName('d'); Engine.debug(Engine.DebugInfo, 'no');"
+      "Engine.debug(5, 'a', 1); Engine.alarm(2, 'b');");
   CHECK(server.run());
   CHECK(server.text() == "<d> a 1\n<d> alarm: b\n");
 }
@@ -608,8 +614,7 @@ TEST_CASE("javascript: an exception is logged with file and line; the message go
       {"throw {toString: function () { throw 1; }};", "1"}};
   for (const auto& [body, line] : rows) {
     CAPTURE(body);
-    FakeServer server("Message.install(function (msg) {" + std::string(body) +
-                      "}, 'call.route');");
+    FakeServer server("Message.install(function (msg) {" + std::string(body) + "}, 'call.route');");
     server.handle(1, {});
     server.handle(2, {});
     CHECK(server.run());
@@ -625,8 +630,7 @@ TEST_CASE("javascript: a script that fails while it is loaded keeps the handlers
   FakeServer server("Message.install(function () { return true; }, 'call.route');\nnothing();");
   server.handle(1, {});
   CHECK(server.run());
-  CHECK(server.text() ==
-        "/scripts/test.js:2: ReferenceError: identifier 'nothing' undefined\n");
+  CHECK(server.text() == "/scripts/test.js:2: ReferenceError: identifier 'nothing' undefined\n");
   CHECK(server.answers[1].handled);
 }
 
@@ -638,7 +642,8 @@ TEST_CASE("javascript: too much memory is an exception a script may catch") {
       grown = null;
       return true;
     }, 'call.route');
-  )", 4 << 20);
+  )",
+                    4 << 20);
   server.handle(1, {});
   server.handle(2, {});
   CHECK(server.run());
@@ -651,7 +656,8 @@ TEST_CASE("javascript: a script that holds on to its memory is ended") {
     Message.install(function (msg) {
       while (true) kept.push(new Array(100).join('x') + kept.length);
     }, 'call.route');
-  )", 4 << 20);
+  )",
+                    4 << 20);
   server.handle(1, {});
   server.handle(2, {});
   CHECK_FALSE(server.run());
@@ -662,7 +668,8 @@ TEST_CASE("javascript: a script that holds on to its memory is ended") {
 
 TEST_CASE("javascript: what is no frame for a script ends it") {
   for (const std::string& frame :
-       {std::string(1, '\x7f'), std::string(1, static_cast<char>(FrameType::done)), std::string()}) {
+       {std::string(1, '\x7f'), std::string(1, static_cast<char>(FrameType::done)),
+        std::string()}) {
     struct Wrong final : ScriptLink {
       explicit Wrong(std::string frame) : frame_(std::move(frame)) {}
       void send(std::string_view) override {}
@@ -828,7 +835,8 @@ TEST_CASE("javascript.conf: scripts are found, with and without extension, and i
                   "[general]\nscripts_dir=${configpath}\ninclude_dir=more\ntime_limit=500\n"
                   "memory_limit=2097152\ntimeout=0x400\nmax_queue=5\n"
                   "[late_scripts]\nlate=b.js\n[scripts]\nfirst=a\nb.js\n");
-  directory.write("a.js", "#require \"lib\"\n  #include \"lib.js\" // twice\n#require \"lib\"\nx();\n");
+  directory.write("a.js",
+                  "#require \"lib\"\n  #include \"lib.js\" // twice\n#require \"lib\"\nx();\n");
   directory.write("b.js", "var b = 1;");
   directory.write("more/lib.js", "var lib;\nvar more;\n");
   JavascriptSettings settings;
