@@ -133,14 +133,16 @@ class Send(unittest.TestCase):
                     self.assertEqual((done.returncode, done.stdout, done.stderr), (1, said, ""))
 
     def test_no_answer_is_told_and_the_exit_status_is_3(self):
-        port = free_port()
-        for arguments, said in (
-                (["--transport", "tcp"], "nobody listens there: connection refused"),
-                (["--deadline", "0.3"], "nobody answered in time")):
-            with self.subTest(arguments):
-                done = run("send", *arguments, f"sip:102@127.0.0.1:{port}", "hello")
-                self.assertEqual((done.returncode, done.stdout), (3, ""))
-                self.assertIn(said, done.stderr)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            for arguments, said in (
+                    (["--transport", "tcp"], "nobody listens there: connection refused"),
+                    (["--deadline", "0.3"], "nobody answered in time")):
+                with self.subTest(arguments):
+                    uri = f"sip:102@127.0.0.1:{silent.getsockname()[1]}"
+                    done = run("send", *arguments, uri, "hello")
+                    self.assertEqual((done.returncode, done.stdout), (3, ""))
+                    self.assertIn(said, done.stderr)
 
     def test_the_text_comes_from_standard_input_or_a_file(self):
         with open_server() as server, tempfile.TemporaryDirectory() as directory:
