@@ -41,6 +41,7 @@ class Asking {
       const auto credentials = parse_credentials(request.field(i).value);
       REQUIRE(credentials);
       nonce_count = credentials->nonce_count;
+      nonce = credentials->nonce;
       algorithm = credentials->algorithm ? credentials->algorithm->name() : "";
       const DigestVerdict verdict = authenticator_.check(
           *credentials,
@@ -51,14 +52,19 @@ class Asking {
     return std::nullopt;
   }
   std::string challenge(const std::string& request, bool stale = false) {
-    const DigestNonce nonce = authenticator_.make_nonce("client", 0);
+    return answer(request, code_, lines(stale));
+  }
+  std::string next_nonce() { return std::string(authenticator_.make_nonce("client", 0).view()); }
+  /// The challenges as headers.
+  std::string lines(bool stale = false) {
+    const DigestNonce made = authenticator_.make_nonce("client", 0);
     std::string lines;
     for (std::size_t i = 0; i < authenticator_.challenge_count(); ++i) {
       std::string text(authenticator_.max_challenge_size(), '\0');
-      text.resize(authenticator_.write_challenge(i, nonce, stale, &text[0], text.size()));
+      text.resize(authenticator_.write_challenge(i, made, stale, &text[0], text.size()));
       lines += (code_ == 401 ? "WWW-Authenticate: " : "Proxy-Authenticate: ") + text + "\r\n";
     }
-    return answer(request, code_, lines);
+    return lines;
   }
   static std::string answer(const std::string& request, int code, const std::string& lines = "") {
     const auto parsed = Message::from_bytes(request);
@@ -74,6 +80,7 @@ class Asking {
   }
 
   std::uint32_t nonce_count = 0;
+  std::string nonce;
   std::string algorithm;
 
  private:
@@ -247,6 +254,84 @@ TEST_CASE("of several challenges the strongest that we speak is answered") {
     CHECK(server.judge(fixture.last(), "secret") == DigestVerdict::accepted);
     CHECK(server.algorithm == row.answered);
   }
+}
+
+TEST_CASE("challenges of several realms in one answer are each answered (RFC 3261 16.7)") {
+  Asking first(
+      401, "first",
+      {DigestAlgorithm{DigestHash::md5, false}, DigestAlgorithm{DigestHash::sha_256, false}});
+  Asking second(401, "second");
+  Asking proxy(407, "proxy");
+  Fixture fixture;
+  fixture.send();
+  const std::string request = fixture.wire.sent[0];
+  fixture.receive(Asking::answer(
+      request, 401,
+      first.lines() + proxy.lines() + second.lines() + "WWW-Authenticate: Basic x\r\n"));
+  REQUIRE(fixture.wire.sent.size() == 2);
+  CHECK(first.judge(fixture.last(), "secret") == DigestVerdict::accepted);
+  CHECK(first.algorithm == "SHA-256");
+  CHECK(second.judge(fixture.last(), "secret") == DigestVerdict::accepted);
+  CHECK(proxy.judge(fixture.last(), "secret") == DigestVerdict::accepted);
+  // One of them asks again: the password is not right there, and that is the end of it.
+  fixture.receive(Asking::answer(fixture.wire.sent[1], 401, second.lines()));
+  CHECK(fixture.codes == std::vector<int>{401});
+  CHECK(fixture.login->is_refused());
+}
+
+TEST_CASE("a server that gives the next nonce with each answer is given each once") {
+  for (int code : {401, 407}) {
+    CAPTURE(code);
+    const std::string info = code == 401 ? "Authentication-Info" : "Proxy-Authentication-Info";
+    Asking server(code);
+    Fixture fixture;
+    fixture.send();
+    fixture.receive(server.challenge(fixture.wire.sent[0]));
+    std::string used;
+    for (int i = 0; i < 5; ++i) {
+      CHECK(server.judge(fixture.last(), "secret") == DigestVerdict::accepted);
+      CHECK(server.nonce_count == 1);
+      CHECK(server.nonce != used);
+      used = server.nonce;
+      const std::string next = server.next_nonce();
+      fixture.receive(Asking::answer(fixture.wire.sent.back(), i == 2 ? 480 : 200,
+                                     info + ": qop=auth, nextnonce=\"" + next + "\"\r\n"));
+      fixture.send();
+    }
+    CHECK(fixture.wire.sent.size() == 7);
+  }
+}
+
+TEST_CASE("a next nonce that makes no sense is passed over") {
+  for (const std::string line : {"Authentication-Info: x", "Authentication-Info: nextnonce",
+                                 "Authentication-Info: nextnonce=", "Authentication-Info:",
+                                 "Proxy-Authentication-Info: nextnonce=\"other\""}) {
+    CAPTURE(line);
+    Asking server;
+    Fixture fixture;
+    fixture.send();
+    fixture.receive(server.challenge(fixture.wire.sent[0]));
+    REQUIRE(server.judge(fixture.last(), "secret") == DigestVerdict::accepted);
+    fixture.receive(Asking::answer(fixture.wire.sent[1], 200, line + "\r\n"));
+    fixture.send();
+    CHECK(server.judge(fixture.last(), "secret") == DigestVerdict::accepted);
+    CHECK(server.nonce_count == 2);
+  }
+}
+
+TEST_CASE("a next nonce is for nobody where two realms could be meant") {
+  Asking first(401, "first");
+  Asking second(401, "second");
+  Fixture fixture;
+  fixture.send();
+  fixture.receive(Asking::answer(fixture.wire.sent[0], 401, first.lines() + second.lines()));
+  fixture.receive(
+      Asking::answer(fixture.wire.sent[1], 200,
+                     "Authentication-Info: nextnonce=\"" + first.next_nonce() + "\"\r\n"));
+  fixture.send();
+  CHECK(first.judge(fixture.last(), "secret") == DigestVerdict::accepted);
+  CHECK(first.nonce_count == 2);
+  CHECK(second.judge(fixture.last(), "secret") == DigestVerdict::accepted);
 }
 
 TEST_CASE("a challenge that nobody can answer is the final answer") {

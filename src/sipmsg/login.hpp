@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -39,34 +40,30 @@ class Login {
     return false;
   }
 
-  /// Takes the challenges of a 401 or 407. `answered` is the caller's for each request, empty at
-  /// first: the realms it was sent again for. True where it is worth sending once more: there is a
-  /// challenge of an algorithm we speak, and the password was not the reason (RFC 3261 22.2: the
-  /// same credentials again only where the nonce alone was wrong). `cnonce` is a fresh random
-  /// token.
+  /// Takes the challenges of a 401 or 407: of each realm the strongest that we speak. A proxy that
+  /// forks may collect those of several, for either header (RFC 3261 16.7 step 7). `answered` is
+  /// the caller's for each request, empty at first: the realms it was sent again for. True where it
+  /// is worth sending once more: there is a challenge of an algorithm we speak, and the password
+  /// was not the reason (RFC 3261 22.2: the same credentials again only where the nonce alone was
+  /// wrong). `cnonce` is a fresh random token.
   bool take(const MessageView& response, std::vector<std::string>& answered,
             std::string_view cnonce) {
-    const bool is_proxy = response.status_code() == 407;
-    const auto id = is_proxy ? HeaderId::proxy_authenticate : HeaderId::www_authenticate;
-    std::vector<DigestChallenge> challenges;
-    for (std::size_t field = response.find(id); field != response.header_count();
-         field = response.find_next(field)) {
-      for (std::string_view text : DigestChallenges(response.field(field).value)) {
-        const auto challenge = parse_challenge(text);
-        if (challenge && challenges.size() < max_challenges) challenges.push_back(*challenge);
+    bool is_worth_it = false;
+    for (const bool is_proxy : {false, true}) {
+      const auto id = is_proxy ? HeaderId::proxy_authenticate : HeaderId::www_authenticate;
+      std::vector<DigestChallenge> challenges = read_challenges(response, id);
+      while (!challenges.empty()) {
+        const std::string_view realm = challenges.front().realm;
+        const auto others = std::stable_partition(
+            challenges.begin(), challenges.end(),
+            [realm](const DigestChallenge& challenge) { return challenge.realm == realm; });
+        const auto count = static_cast<std::size_t>(others - challenges.begin());
+        const auto best = DigestClient::choose(challenges.data(), count);
+        if (best && take_one(is_proxy, challenges[*best], answered, cnonce)) is_worth_it = true;
+        challenges.erase(challenges.begin(), others);
       }
     }
-    const auto best = DigestClient::choose(challenges.data(), challenges.size());
-    if (!best) return false;
-    const DigestChallenge& challenge = challenges[*best];
-    std::string realm = (is_proxy ? "proxy " : "www ") + unquote(challenge.realm);
-    Answer& answer = answer_for(is_proxy, realm);
-    const bool was_answered = std::find(answered.begin(), answered.end(), realm) != answered.end();
-    if (was_answered && !challenge.stale) answer.refused = true;
-    if (answer.refused || answered.size() >= max_tries) return false;
-    if (answer.client.take(challenge, cnonce)) return false;
-    answered.push_back(std::move(realm));
-    return true;
+    return is_worth_it;
   }
 
   /// Takes the nonce that an answer brings for the next request (RFC 7616 3.5). It does not say of
@@ -102,8 +99,8 @@ class Login {
 
  private:
   static constexpr std::size_t max_challenges = 16;
-  static constexpr std::size_t max_realms = 8;  ///< a server and some proxies on the way to it
-  static constexpr std::size_t max_tries = 4;
+  static constexpr std::size_t max_realms = 8;    ///< a server and some proxies on the way to it
+  static constexpr std::ptrdiff_t max_tries = 4;  ///< with new nonces, for one realm and request
 
   /// What one realm asked for last.
   struct Answer {
@@ -112,6 +109,32 @@ class Login {
     DigestClient client;
     bool refused = false;
   };
+
+  static std::vector<DigestChallenge> read_challenges(const MessageView& response, HeaderId id) {
+    std::vector<DigestChallenge> challenges;
+    for (std::size_t field = response.find(id); field != response.header_count();
+         field = response.find_next(field)) {
+      for (std::string_view text : DigestChallenges(response.field(field).value)) {
+        const auto challenge = parse_challenge(text);
+        const bool has_room = challenges.size() < max_challenges;
+        if (challenge && challenge->is_digest && has_room) challenges.push_back(*challenge);
+      }
+    }
+    return challenges;
+  }
+
+  /// Whether the challenge of one realm is worth an answer.
+  bool take_one(bool is_proxy, const DigestChallenge& challenge, std::vector<std::string>& answered,
+                std::string_view cnonce) {
+    std::string realm = (is_proxy ? "proxy " : "www ") + unquote(challenge.realm);
+    Answer& answer = answer_for(is_proxy, realm);
+    const auto tries = std::count(answered.begin(), answered.end(), realm);
+    if (tries != 0 && !challenge.stale) answer.refused = true;
+    if (answer.refused || tries >= max_tries || answered.size() >= max_challenges) return false;
+    if (answer.client.take(challenge, cnonce)) return false;
+    answered.push_back(std::move(realm));
+    return true;
+  }
 
   Answer& answer_for(bool is_proxy, const std::string& realm) {
     for (Answer& answer : answers_) {
