@@ -30,6 +30,7 @@ constexpr Subcommand subcommands[] = {
     {"send", program::send, "sends a message and says what became of it"},
     {"receive", program::receive, "prints messages that come, or hands them to a program"},
     {"chat", program::chat, "a softphone for text, on a terminal or in a pipe"},
+    {"explain", program::explain, "takes a message apart, with the RFC section of each part"},
     {"check", program::check, "reads a configuration and names every mistake, file and line"},
 #ifdef SIPMSG_WITH_OFFLINE
     {"spool", modules::spool_main, "lists, shows and drops messages that are kept for later"},

@@ -17,7 +17,7 @@ int Presence::enroll(const std::string& address_of_record) {
   const sipmsg::Error error = registration_->start();
   if (!error) return exit_done;
   const bool has_no_user = error.code == sipmsg::ErrorCode::bad_argument;
-  complain(address_ + ": " + (has_no_user ? "a user name is missing" : sentence(error)));
+  handlers_.say(address_ + ": " + (has_no_user ? "a user name is missing" : sentence(error)));
   return exit_status_of(error);
 }
 
@@ -27,7 +27,8 @@ int Presence::listen(const std::string& where) {
   const auto address = sipmsg::parse_socket_address(
       colon == std::string::npos ? std::string_view() : std::string_view(where).substr(colon + 1));
   if (!transport || !address) {
-    complain("--listen " + where + ": expected udp:HOST:PORT or tcp:HOST:PORT, the host numeric");
+    handlers_.say("--listen " + where +
+                  ": expected udp:HOST:PORT or tcp:HOST:PORT, the host numeric");
     return exit_usage;
   }
   const std::string host = to_text(address->ip);
@@ -35,7 +36,7 @@ int Presence::listen(const std::string& where) {
                                   ? endpoint_.listen_tcp(host, address->port)
                                   : endpoint_.listen_udp(host, address->port);
   if (error) {
-    complain("--listen " + where + ": " + describe(error));
+    handlers_.say("--listen " + where + ": " + describe(error));
     return exit_network;
   }
   const sipmsg::Listener& listener = endpoint_.listeners().back();

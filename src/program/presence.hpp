@@ -26,7 +26,7 @@ class Presence {
 
   /// Registers this address-of-record and stays registered. The first try decides: a server that
   /// does not answer it is a failure, one that is lost later is waited for. What cannot be done at
-  /// all is said and returned as an exit status; then no handler is called.
+  /// all is said and returned as an exit status; then no other handler is called.
   int enroll(const std::string& address_of_record);
 
   /// Opens a socket instead, "udp:127.0.0.1:5070"; `ready` is called from in here. Returns as

@@ -9,5 +9,6 @@ int check(int argc, char** argv);
 int send(int argc, char** argv);
 int receive(int argc, char** argv);
 int chat(int argc, char** argv);
+int explain(int argc, char** argv);
 
 }  // namespace program

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The clients as their users meet them: send, receive and chat, against the server itself.
+"""The clients as their users meet them: send, receive and chat, against the server itself, and explain.
 
     test_client.py PROGRAM
 
@@ -7,6 +7,7 @@ All on ports of the loopback that are free. Terminals are pseudo-terminals.
 """
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import pty
 import select
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import termios
@@ -64,7 +66,7 @@ def unread(*arguments):
 
 class CommandLine(unittest.TestCase):
     def test_help_goes_to_standard_output_and_names_the_exit_statuses(self):
-        for subcommand in ("send", "receive", "chat"):
+        for subcommand in ("send", "receive", "chat", "explain"):
             with self.subTest(subcommand):
                 done = run(subcommand, "--help")
                 self.assertEqual((done.returncode, done.stderr), (0, ""))
@@ -131,14 +133,16 @@ class Send(unittest.TestCase):
                     self.assertEqual((done.returncode, done.stdout, done.stderr), (1, said, ""))
 
     def test_no_answer_is_told_and_the_exit_status_is_3(self):
-        port = free_port()
-        for arguments, said in (
-                (["--transport", "tcp"], "nobody listens there: connection refused"),
-                (["--deadline", "0.3"], "nobody answered in time")):
-            with self.subTest(arguments):
-                done = run("send", *arguments, f"sip:102@127.0.0.1:{port}", "hello")
-                self.assertEqual((done.returncode, done.stdout), (3, ""))
-                self.assertIn(said, done.stderr)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            for arguments, said in (
+                    (["--transport", "tcp"], "nobody listens there: connection refused"),
+                    (["--deadline", "0.3"], "nobody answered in time")):
+                with self.subTest(arguments):
+                    uri = f"sip:102@127.0.0.1:{silent.getsockname()[1]}"
+                    done = run("send", *arguments, uri, "hello")
+                    self.assertEqual((done.returncode, done.stdout), (3, ""))
+                    self.assertIn(said, done.stderr)
 
     def test_the_text_comes_from_standard_input_or_a_file(self):
         with open_server() as server, tempfile.TemporaryDirectory() as directory:
@@ -194,6 +198,18 @@ class Send(unittest.TestCase):
             self.assertLessEqual(summary["p50_ms"], summary["p99_ms"])
             self.assertLessEqual(summary["p99_ms"], summary["longest_ms"])
             self.assertEqual(len(bob.out), 20)
+
+    def test_how_far_it_is_is_shown_to_a_person_only(self):
+        master, slave = pty.openpty()
+        with open_server() as server:
+            done = subprocess.run([PROGRAM, "send", "--repeat", "30", "--rate", "50",
+                                   f"sip:102@{server}", "x"], stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.PIPE, stderr=slave, timeout=TIMEOUT_S, check=False)
+        shown = os.read(master, 65536).decode()
+        os.close(master)
+        os.close(slave)
+        self.assertRegex(shown, r"\r\d+ of 30 sent, \d+ answered")
+        self.assertNotIn(b"answered\x1b", done.stdout)
 
     def test_what_can_never_work_is_not_tried_many_times(self):
         done = run("send", "--json", "--repeat", "1000", "--content-type", "text",
@@ -469,6 +485,36 @@ class AutoReply(unittest.TestCase):
             self.assertEqual((len(one.out), len(two.out)), (2, 1), (one.out, two.out))
 
 
+class Explain(unittest.TestCase):
+    MESSAGE = ("MESSAGE sip:102@127.0.0.1 SIP/2.0\nVia: SIP/2.0/UDP 127.0.0.1;branch=z9hG4bK1\n"
+               "From: <sip:101@127.0.0.1>;tag=1\nTo: <sip:102@127.0.0.1\nX-Own: \x1b[2J\n"
+               "Content-Type: text/plain\n\nhello")
+
+    def test_each_part_has_its_meaning_and_its_section(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory) / "message"
+            path.write_text(self.MESSAGE)
+            for done in (run("explain", str(path)), run("explain", "-", input=self.MESSAGE),
+                         run("explain", input=self.MESSAGE.replace("\n", "\r\n"))):
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+                for part in ("a message to be delivered (RFC 3428)", "(RFC 3261 20.42, 18.2)",
+                             "X-Own: \ufffd[2J\n    not known here", "text (RFC 3428 7): hello",
+                             "but: a From, To, Contact or Route value is malformed, at octet 1 "):
+                    self.assertIn(part, done.stdout)
+
+    def test_an_answer_is_told_in_plain_words(self):
+        done = run("explain", input="SIP/2.0 405 Method Not Allowed\nCSeq: x\n\n")
+        self.assertIn("an answer: the recipient is offline (RFC 3261 7.2, 21)", done.stdout)
+        self.assertIn("but: CSeq is malformed", done.stdout)
+
+    def test_what_cannot_be_read_is_said_with_its_place(self):
+        done = run("explain", input="MESSAGE sip:a@b SIP/2.0\nno colon here\n\n")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("line 2, octet ", done.stderr)
+        self.assertEqual(run("explain", "/nowhere/message").returncode, 2)
+        self.assertEqual(run("explain", "a", "b").returncode, 2)
+
+
 def chat_in_pipe(server, own, peer, *options):
     return Client("chat", "--as", f"sip:{own}@{server}", *options, f"sip:{peer}@{server}")
 
@@ -652,6 +698,14 @@ class ChatOnTerminal(unittest.TestCase):
                 self.assertNotEqual(termios.tcgetattr(alice.slave), alice.before)
             alice.write("/quit\r")
             self.assertEqual(alice.end(), (0, True))
+
+    def test_a_line_is_drawn_as_wide_as_the_terminal_has_become(self):
+        with open_server() as server, Terminal(server, 101, 102) as alice:
+            alice.write("0123456789abcdefghijklmnopqrstuvwxyz")
+            alice.wait_for("102> 0123456789abcdefghijklmnopqrstuvwxyz")
+            fcntl.ioctl(alice.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 16, 0, 0))
+            alice.process.send_signal(signal.SIGWINCH)
+            alice.wait_for("102> qrstuvwxyz\r")
 
     def test_a_terminal_that_is_closed_ends_it(self):
         with open_server() as server, Terminal(server, 101, 102) as alice:
