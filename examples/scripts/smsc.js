@@ -27,7 +27,7 @@ function query(sql)
     m.query = sql;
     if (m.dispatch() && m.error === undefined)
         return m;
-    Engine.debug(Engine.DebugWarn, "The database failed:", m.error, m.sqlerror);
+    Engine.debug(Engine.DebugWarn, "The database failed:", m.error, m.error_text);
     return null;
 }
 

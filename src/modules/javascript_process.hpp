@@ -51,7 +51,7 @@ class ScriptProcess final : private ScriptChild::Events {
   /// in place before the first message comes.
   static std::shared_ptr<ScriptProcess> start(ScriptSurroundings& surroundings,
                                               ScriptSource source);
-  virtual ~ScriptProcess() = default;
+  ~ScriptProcess() = default;
   ScriptProcess(const ScriptProcess&) = delete;
   ScriptProcess& operator=(const ScriptProcess&) = delete;
 

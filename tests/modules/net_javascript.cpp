@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -160,11 +161,13 @@ TEST_CASE("javascript: an endless loop in a regular expression, in a timer or at
        "it ran a timer"},
       {"[1].forEach(function () { Engine.usleep(10); while (true) {} });",
        "it went on inside a callback"}};
-  for (const auto& [text, said] : rows) {
-    CAPTURE(std::string(text));
+  for (const auto& row : rows) {
+    const std::string text = row.first;
+    const std::string said = row.second;
+    CAPTURE(text);
     Scripts scripts(quick(200));
     scripts.add(text);
-    const std::string line = std::string("was stopped: ") + said;
+    const std::string line = "was stopped: " + said;
     CHECK(scripts.loop.run_until([&] { return scripts.has_line(line); }));
   }
 }
@@ -203,7 +206,6 @@ TEST_CASE("javascript: a script that uses up its memory is ended and started aga
 TEST_CASE("javascript: a process that is killed costs nothing but a restart") {
   Scripts scripts;
   auto& script = scripts.add(echo);
-  scripts.engine.install("database", "database", 100, [](const MessagePointer&, const Answer&) {});
   const int pid = script.pid();
   REQUIRE(::kill(pid, SIGKILL) == 0);
   const auto sent = scripts.ask("call.route", {{"caller", "1"}});
@@ -231,6 +233,34 @@ TEST_CASE("javascript: a program that cannot be started is tried again, and no m
   };
   CHECK(scripts.loop.run_until([&] { return tries() == 3; }));
   CHECK(scripts.has_line("is started again in 400 ms"));
+}
+
+TEST_CASE("javascript: a process that sends what is no answer is stopped") {
+  const std::pair<const char*, const char*> rows[] = {
+      // A frame for scripts, one that is not whole inside, an answer to nothing, no frame at all.
+      {"\\001\\000\\000\\000\\000", "its process sent what is no answer, and was stopped"},
+      {"\\001\\000\\000\\000\\006", "its process sent what is no answer, and was stopped"},
+      {"\\001\\000\\000\\000\\004\\001\\000\\000\\000\\004",
+       "its process sent what is no answer, and was stopped"},
+      {"\\377\\377\\377\\377", "its process killed by signal 9"}};
+  for (const auto& row : rows) {
+    const std::string octets = row.first;
+    const std::string said = row.second;
+    CAPTURE(octets);
+    char path[] = "/tmp/sipmsg-mad-XXXXXX";
+    const int file = ::mkstemp(path);
+    REQUIRE(file >= 0);
+    const std::string program = "#!/bin/sh\nprintf '" + octets + "' >&0\nexec cat >/dev/null\n";
+    CHECK(::write(file, program.data(), program.size()) == static_cast<long>(program.size()));
+    ::fchmod(file, 0700);
+    ::close(file);
+    Scripts scripts(quick(5000));
+    scripts.use_program(path);
+    scripts.add(echo);
+    CHECK(scripts.loop.run_until([&] { return scripts.has_line(said); }));
+    scripts.stop();
+    ::unlink(path);
+  }
 }
 
 TEST_CASE("javascript: a script asks a database and goes on when it has answered") {
@@ -475,10 +505,6 @@ namespace {
 /// The scripts of examples/scripts, with a database that is a list and a phone that answers `code`.
 class Examples : public Scripts {
  public:
-  struct Sms {
-    std::string insert;
-  };
-
   explicit Examples(const std::string& name) {
     JavascriptSettings settings;
     sipmsg::Diagnostics diagnostics;

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../../src/modules/engine.hpp"
+#include "../../src/modules/javascript.hpp"
 #include "../../src/modules/javascript_link.hpp"
 #include "../../src/modules/javascript_runner.hpp"
 #include "../../src/modules/javascript_settings.hpp"
@@ -612,7 +613,9 @@ TEST_CASE("javascript: an exception is logged with file and line; the message go
       {"\nEngine.setTimeout(5);", "/scripts/test.js:2: TypeError: a timer needs a function"},
       {"throw 'text';", "text"},
       {"throw {toString: function () { throw 1; }};", "1"}};
-  for (const auto& [body, line] : rows) {
+  for (const auto& row : rows) {
+    const std::string body = row.first;
+    const std::string line = row.second;
     CAPTURE(body);
     FakeServer server("Message.install(function (msg) {" + std::string(body) + "}, 'call.route');");
     server.handle(1, {});
@@ -826,6 +829,21 @@ TEST_CASE("javascript.conf: no file, no scripts, no mistake") {
   sipmsg::Diagnostics diagnostics;
   CHECK(load_javascript(directory.path(), settings, diagnostics));
   CHECK(settings.scripts.empty());
+  CHECK(diagnostics.empty());
+}
+
+TEST_CASE("javascript: the module is on where its file names a script") {
+  Directory directory;
+  sipmsg::Diagnostics diagnostics;
+  const auto without = make_javascript();
+  CHECK(without->name() == "javascript");
+  CHECK(without->load(directory.path(), diagnostics));
+  CHECK_FALSE(without->is_enabled());
+  directory.write("javascript.conf", "[scripts]\na=a.js\n");
+  directory.write("a.js", "");
+  const auto with = make_javascript();
+  CHECK(with->load(directory.path(), diagnostics));
+  CHECK(with->is_enabled());
   CHECK(diagnostics.empty());
 }
 
