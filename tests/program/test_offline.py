@@ -153,19 +153,17 @@ def code(answer):
 class Setting:
     """A configuration with a spool, on a free port."""
 
-    def __init__(self, offline="spool=${configpath}/spool", users=("101", "102", "103")):
+    def __init__(self, offline="spool=${configpath}/spool", offline_code=480):
         self.temporary = tempfile.TemporaryDirectory()
         self.directory = self.temporary.name
         self.port = free_port()
-        self.write(offline, users)
-
-    def write(self, offline, users=("101", "102", "103")):
         path = pathlib.Path(self.directory)
         (path / "ysipchan.conf").write_text(
             f"[general]\naddr=127.0.0.1\nport={self.port}\n[registrar]\nauth_required=no\n"
-            f"expires_min=1\n[message]\nenable=yes\nauth_required=no\noffline_code=480\n"
+            f"expires_min=1\n[message]\nenable=yes\nauth_required=no\n"
+            f"offline_code={offline_code}\n"
             f"[offline]\nenable=yes\n{offline}\n")
-        (path / "regfile.conf").write_text("".join(f"[{user}]\n" for user in users))
+        (path / "regfile.conf").write_text("[101]\n[102]\n[103]\n[104]\nalternatives=all\n[105]\nalternatives=all\n")
 
     def __enter__(self):
         return self
@@ -224,7 +222,7 @@ class Keeping(unittest.TestCase):
                 self.assertEqual(sender.ask("MESSAGE", "102", text), 202)
             self.assertEqual(phone.register("102"), 200)
             self.assertEqual(body_of(phone.take_message("486 Busy Here")), "one")
-            it.wait_for("wait for the next REGISTER")
+            it.wait_for("are not delivered yet: 486")
             self.assertEqual(len(setting.files()), 2)
             self.assertEqual(phone.register("102"), 200)
             first, second = phone.take_message(), phone.take_message()
@@ -253,6 +251,43 @@ class Keeping(unittest.TestCase):
             self.assertEqual(sender.ask("MESSAGE", "102", state, headers=composing), 480)
             self.assertEqual(sender.ask("MESSAGE", "102", "x", headers="Expires: 0\r\n"), 480)
             self.assertEqual(setting.files(), [])
+
+    def test_a_refusal_by_a_phone_is_its_answer_also_where_it_is_that_for_the_offline(self):
+        with Setting(offline_code=405) as setting, Socket(setting.port) as sender, \
+                Socket(setting.port) as phone, Served(setting.directory):
+            self.assertEqual(phone.register("102"), 200)
+            for status in ("486 Busy Here", "405 Method Not Allowed"):
+                request = sender.request("MESSAGE", "102", "x")
+                sender.send(request)
+                self.assertTrue(phone.take_message(status))
+                self.assertEqual(code(sender.receive()), int(status[:3]))
+            self.assertEqual(setting.files(), [])
+            self.assertEqual(phone.register("102", expires=0), 200)
+            self.assertEqual(sender.ask("MESSAGE", "102", "x"), 202)
+
+    def test_a_phone_that_is_there_and_cannot_be_reached_gets_its_messages_later(self):
+        with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
+                Served(setting.directory):
+            self.assertEqual(phone.register("102"), 200)
+            for status in ("480 Temporarily Unavailable", "503 Service Unavailable"):
+                request = sender.request("MESSAGE", "102", status)
+                sender.send(request)
+                self.assertTrue(phone.take_message(status))
+                self.assertEqual(code(sender.receive()), 202)
+            self.assertEqual(len(setting.files()), 2)
+            self.assertEqual(phone.register("102"), 200)
+            self.assertTrue(body_of(phone.take_message()).startswith("480"))
+            self.assertTrue(body_of(phone.take_message()).startswith("503"))
+
+    def test_a_message_to_a_common_name_is_kept_for_each_who_answers_to_it(self):
+        with Setting() as setting, Socket(setting.port) as sender, Served(setting.directory):
+            self.assertEqual(sender.ask("MESSAGE", "all", "x"), 202)
+            for user in ("104", "105"):
+                with Socket(setting.port) as phone:
+                    self.assertEqual(phone.register(user), 200)
+                    message = phone.take_message()
+                    self.assertEqual(body_of(message), "x")
+                    self.assertEqual(header(message, "To"), f"<sip:{user}@127.0.0.1>")
 
     def test_limits_refuse_and_the_log_names_the_key(self):
         limits = "spool=${configpath}/spool\nmax_messages=2\nmax_per_sender=3"
