@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -46,10 +47,15 @@ class Served:
         self.kill()
 
     def wait_for(self, wanted):
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
-            if wanted in line:
-                return line
+        watchdog = threading.Timer(TIMEOUT_S, self.process.kill)  # which ends its output
+        watchdog.start()
+        try:
+            for line in self.process.stderr:
+                self.lines.append(line.rstrip("\n"))
+                if wanted in line:
+                    return line
+        finally:
+            watchdog.cancel()
         raise AssertionError(f"{wanted!r} never came; printed was {self.lines}")
 
     def kill(self, number=signal.SIGKILL):
@@ -355,10 +361,11 @@ class Keeping(unittest.TestCase):
 
     def test_two_servers_do_not_work_on_one_spool(self):
         with Setting() as first, Setting(f"spool={first.directory}/spool") as second, \
-                Served(first.directory) as it, Served(second.directory) as other:
-            line = other.wait_for("works on this spool")
-            self.assertIn(f"process {it.process.pid} ", line)
-            with Socket(second.port) as sender:
+                Served(first.directory) as it:
+            it.wait_for("0 messages kept")
+            with Served(second.directory) as other, Socket(second.port) as sender:
+                line = other.wait_for("works on this spool")
+                self.assertIn(f"process {it.process.pid} ", line)
                 self.assertEqual(sender.ask("MESSAGE", "102", "x"), 480)
 
     def test_a_spool_that_cannot_be_made_is_named_by_check(self):
