@@ -31,8 +31,8 @@ int main() {
 }
 
 // Registers 102 with a server and stays registered: asks again in time, and tries again where that
-// fails. Ends when somebody writes "bye". Start a server first, with `sipmsg serve -c DIR` and these
-// two files in the directory, ysipchan.conf and regfile.conf:
+// fails. Ends when somebody writes "bye". Start a server first, with `sipmsg serve -c DIR` and
+// these two files in the directory, ysipchan.conf and regfile.conf:
 //
 //     [general]                  [101]
 //     addr=127.0.0.1             password=another

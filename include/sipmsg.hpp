@@ -2031,6 +2031,8 @@ class MessageView {
   std::optional<std::uint32_t> content_length() const {
     return number(HeaderId::content_length, max_message_size);
   }
+  /// When the sender says it was written, in seconds since 1970.
+  Result<std::int64_t> date() const { return parse_date(header(HeaderId::date)); }
   Result<MediaType> content_type() const {
     return parse_media_type(header(HeaderId::content_type));
   }
@@ -12093,6 +12095,9 @@ class Agent final : public TransactionUser {
     connection_closed(socket, error, now_ms);
     never_connected_ = false;
   }
+  /// Datagrams do not reach that peer: what waits for its answer is told `error`, or sent elsewhere
+  /// (RFC 3261 18.4).
+  void unreachable(const SocketAddress& peer, Error error, std::uint64_t now_ms);
   /// Does what is due, look-ups that have been answered included.
   void advance(std::uint64_t now_ms);
   /// When `advance` is to be called next; nothing where nothing waits and nothing is remembered.
@@ -12446,8 +12451,10 @@ inline Error Agent::transmit(Handle handle) {
   };
   Flow flow = sent.hops[sent.hop];
   auto octets = write(sent, flow, branch);
-  sent.is_by_size = octets && flow.transport == Transport::udp && octets->size() > datagram_limit &&
-                    !sent.has_no_stream;
+  // A way that is given with its socket is not left for one that may not be there.
+  const bool may_switch = sent.hops[sent.hop].socket == 0 || sink_.has_stream_to(flow.remote);
+  sent.is_by_size = octets && octets->size() > datagram_limit && may_switch &&
+                    flow.transport == Transport::udp && !sent.has_no_stream;
   if (sent.is_by_size) {
     Flow stream;
     stream.transport = Transport::tcp;
@@ -12541,6 +12548,22 @@ inline void Agent::on_failure(ClientTransaction client, Error error) {
   const Handle handle = unpack_handle(layer_.user_data(client));
   if (sent_.get(handle) == nullptr) return;
   if (is_closed_ || !try_elsewhere(handle)) finish(handle, error);
+}
+
+inline void Agent::unreachable(const SocketAddress& peer, Error error, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  std::vector<Handle> concerned;  // first, for what callbacks send now is not
+  sent_.for_each([&](Handle handle, const Sent& sent) {
+    if (!sent.client || sent.is_by_size) return;
+    const Flow& hop = sent.hops[sent.hop];
+    if (hop.transport == Transport::udp && hop.remote == peer) concerned.push_back(handle);
+  });
+  for (const Handle handle : concerned) {
+    const Sent* sent = sent_.get(handle);
+    if (sent == nullptr) continue;
+    layer_.forget(sent->client);
+    if (!try_elsewhere(handle)) finish(handle, error);
+  }
 }
 
 inline void Agent::finish(Handle handle, const Outcome& outcome) {
@@ -12860,7 +12883,7 @@ inline void Agent::close() {
 //
 // Left out on purpose: fetching or removing others' bindings; several bindings for one contact
 // (RFC 5626 reg-id); waiting for the pong to a ping, which few registrars send over TCP and none
-// over UDP: there a restart of the registrar shows at the next refresh.
+// over UDP: there a restart that no keep-alive fell into shows at the next refresh.
 
 namespace sipmsg {
 
@@ -12928,6 +12951,9 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   /// A TCP connection is gone: where it is the one we are reached over, another is made.
   void connection_closed(std::uint32_t socket, Error error, std::uint64_t now_ms);
 
+  /// Datagrams do not reach that peer: where it is the one that knows us, it is asked again.
+  void unreachable(const SocketAddress& peer, Error error, std::uint64_t now_ms);
+
   const RegistrationStatus& status() const { return status_; }
   const RegistrationOptions& options() const { return options_; }
 
@@ -12955,6 +12981,7 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   std::uint64_t back_off();
   std::uint32_t granted_s(const MessageView& response) const;
   void start_keepalive(std::uint64_t now_ms);
+  void lose_way(Error error, std::uint64_t now_ms);
 
   Agent& agent_;
   RegistrationOptions options_;
@@ -12965,6 +12992,7 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   Phase phase_ = Phase::idle;
   bool is_waiting_ = false;  ///< a REGISTER is under way
   bool is_unregistering_ = false;
+  bool has_raised_ = false;    ///< what is asked for; a registrar may want that once in a row
   bool may_be_bound_ = false;  ///< so that there is something to take back
   std::uint32_t try_number_ = 0;
   std::uint64_t now_ms_ = 0;
@@ -13107,7 +13135,7 @@ inline void RegistrationKeeper::on_outcome(const Outcome& outcome) {
     const auto minimum =
         outcome.response->delta_seconds(outcome.response->header(HeaderId::min_expires));
     const std::uint32_t wanted = std::min(minimum.value_or(0), longest_wish_s);
-    if (wanted > expires_s_) {
+    if (wanted > expires_s_ && !std::exchange(has_raised_, true)) {
       expires_s_ = wanted;
       return try_now(now_ms_);
     }
@@ -13129,6 +13157,7 @@ inline void RegistrationKeeper::on_granted(const Outcome& outcome) {
   const std::uint32_t seconds = granted_s(*outcome.response);
   if (seconds == 0) return fail(outcome, 0);  // granted in words only
   failures_ = 0;
+  has_raised_ = false;
   flow_ = outcome.flow;
   status_.state = State::registered;
   status_.expires_s = seconds;
@@ -13171,6 +13200,7 @@ inline std::uint32_t RegistrationKeeper::granted_s(const MessageView& response) 
 /// It did not work this time.
 inline void RegistrationKeeper::fail(const Outcome& outcome, std::uint64_t at_least_ms) {
   flow_ = Flow();
+  has_raised_ = false;
   keepalive_at_ms_.reset();
   status_.state = State::retrying;
   status_.error = outcome.error;
@@ -13208,10 +13238,17 @@ inline void RegistrationKeeper::start_keepalive(std::uint64_t now_ms) {
 
 inline void RegistrationKeeper::connection_closed(std::uint32_t socket, Error error,
                                                   std::uint64_t now_ms) {
+  if (flow_.transport == Transport::tcp && flow_.socket == socket) lose_way(error, now_ms);
+}
+
+inline void RegistrationKeeper::unreachable(const SocketAddress& peer, Error error,
+                                            std::uint64_t now_ms) {
+  if (flow_.transport == Transport::udp && flow_.remote == peer) lose_way(error, now_ms);
+}
+
+inline void RegistrationKeeper::lose_way(Error error, std::uint64_t now_ms) {
   if (phase_ != Phase::active || status_.state != State::registered) return;
-  if (flow_.transport != Transport::tcp || flow_.socket != socket) return;
-  // A REGISTER under way will say by itself what became of it.
-  if (is_waiting_) return;
+  if (is_waiting_) return;  // the REGISTER under way will say by itself what became of it
   now_ms_ = now_ms;
   Outcome outcome;
   outcome.error = error;
@@ -15640,9 +15677,17 @@ class FileSource : public IniSource {
 // message believed. Clients keep their NAT bindings open with datagrams that mean nothing; those
 // end here (RFC 5626 4.4.2, RFC 5389 6).
 //
+// Where a client asks for it, and on Linux, it is told which peers cannot be reached (RFC
+// 3261 18.4): a socket that is not connected learns that from its queue of ICMP errors alone. A
+// server does not ask: strangers could make it read more of them than messages.
+//
 // Sending tries the socket at once, straight from the caller's slices. Only where the system is
 // full the datagram is copied and waits, in order, up to a bound. `send` is the one place where
 // datagrams could be gathered and sent in batches one day; callers would not notice.
+
+#ifdef __linux__
+#include <linux/errqueue.h>
+#endif
 
 namespace sipmsg {
 
@@ -15655,6 +15700,8 @@ struct UdpOptions {
   bool ipv6_only = false;
   /// What may wait to be sent, in octets.
   std::size_t max_queued = std::size_t{1} << 20;
+  /// Tell the receiver of peers that cannot be reached, where the system can.
+  bool report_unreachable = false;
 };
 
 /// Numbers of what happened on a socket since it was opened.
@@ -15676,6 +15723,9 @@ class UdpReceiver {
   virtual void on_datagram(std::string_view octets, const SocketAddress& from, Error error) = 0;
   /// Everything that had come is handed over: the moment for what is done once for many.
   virtual void on_datagrams_end() {}
+  /// Something that was sent to `peer` came back as ICMP: nobody listens there (UV_ECONNREFUSED),
+  /// or there is no way (UV_EHOSTUNREACH, UV_ENETUNREACH). The same may be done in it.
+  virtual void on_unreachable(const SocketAddress& /* peer */, Error /* why */) {}
 
  protected:
   ~UdpReceiver() = default;
@@ -15730,6 +15780,8 @@ class UdpCore {
   Error bind(const SocketAddress& address);
   Error enqueue(const NativeAddress& to, const Slices& datagram);
   void receive(std::ptrdiff_t size, const char* octets, const sockaddr* from, unsigned flags);
+  void ask_for_icmp();
+  void read_icmp();
   static void on_sent(uv_udp_send_t* request, int status);
 
   std::shared_ptr<LoopCore> loop_;
@@ -15764,6 +15816,7 @@ inline Error UdpCore::bind(const SocketAddress& address) {
     status = uv_recv_buffer_size(reinterpret_cast<uv_handle_t*>(&handle_), &size);
   }
   if (status < 0) return network_error(status);
+  if (options_.report_unreachable) ask_for_icmp();
   const auto give_room = [](uv_handle_t* handle, std::size_t, uv_buf_t* room) {
     LoopCore& loop = *static_cast<UdpCore*>(handle->data)->loop_;
     *room = uv_buf_init(loop.receive_buffer(receive_room), receive_room);
@@ -15788,7 +15841,8 @@ inline void UdpCore::receive(std::ptrdiff_t size, const char* octets, const sock
                              unsigned flags) {
   if (from == nullptr) {  // nothing more to read, the end of a batch, or an error
     if (size < 0) ++counters_.receive_errors;
-    receiver_->on_datagrams_end();
+    if (options_.report_unreachable) read_icmp();
+    if (receiver_ != nullptr) receiver_->on_datagrams_end();
     return;
   }
   const std::string_view datagram(octets, static_cast<std::size_t>(size));
@@ -15803,6 +15857,52 @@ inline void UdpCore::receive(std::ptrdiff_t size, const char* octets, const sock
                          too_large ? Error(ErrorCode::too_large) : Error());
 }
 
+#ifdef __linux__
+
+/// ip(7), IP_RECVERR. That it does not work is no reason not to.
+inline void UdpCore::ask_for_icmp() {
+  uv_os_fd_t fd;
+  if (uv_fileno(reinterpret_cast<uv_handle_t*>(&handle_), &fd) < 0) return;
+  const int on = 1;
+  setsockopt(fd, IPPROTO_IP, IP_RECVERR, &on, sizeof on);
+  if (is_ipv6_) setsockopt(fd, IPPROTO_IPV6, IPV6_RECVERR, &on, sizeof on);
+}
+
+/// Reads the queue of errors to its end: while something is in it the system wakes us.
+inline void UdpCore::read_icmp() {
+  uv_os_fd_t fd;
+  while (receiver_ != nullptr && uv_fileno(reinterpret_cast<uv_handle_t*>(&handle_), &fd) == 0) {
+    NativeAddress peer;
+    alignas(cmsghdr) char control[256];
+    msghdr message{};
+    message.msg_name = &peer;
+    message.msg_namelen = sizeof peer;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    if (recvmsg(fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0) return;
+    for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr;
+         part = CMSG_NXTHDR(&message, part)) {
+      const bool is_error = (part->cmsg_level == IPPROTO_IP && part->cmsg_type == IP_RECVERR) ||
+                            (part->cmsg_level == IPPROTO_IPV6 && part->cmsg_type == IPV6_RECVERR);
+      if (!is_error || receiver_ == nullptr) continue;
+      sock_extended_err error;
+      std::memcpy(&error, CMSG_DATA(part), sizeof error);
+      const int status = -static_cast<int>(error.ee_errno);
+      // What is too large for the path is told by sending; the rest is nothing that ends a request.
+      if (status == UV_ECONNREFUSED || status == UV_EHOSTUNREACH || status == UV_ENETUNREACH) {
+        receiver_->on_unreachable(from_native(&peer.any), network_error(status));
+      }
+    }
+  }
+}
+
+#else
+
+inline void UdpCore::ask_for_icmp() {}
+inline void UdpCore::read_icmp() {}
+
+#endif
+
 inline Error UdpCore::send(const SocketAddress& to, const Slices& datagram) {
   if (to.ip.is_ipv6() && !is_ipv6_) return network_error(UV_EAFNOSUPPORT);
   const NativeAddress native = to_native(to, is_ipv6_);
@@ -15811,8 +15911,13 @@ inline Error UdpCore::send(const SocketAddress& to, const Slices& datagram) {
     const std::string_view piece = datagram.pieces[i];
     pieces[i] = uv_buf_init(const_cast<char*>(piece.data()), static_cast<unsigned>(piece.size()));
   }
-  const int status =
-      uv_udp_try_send(&handle_, pieces.data(), static_cast<unsigned>(datagram.count), &native.any);
+  const auto try_send = [&] {
+    return uv_udp_try_send(&handle_, pieces.data(), static_cast<unsigned>(datagram.count),
+                           &native.any);
+  };
+  int status = try_send();
+  // It may have been told of another datagram's end, which says nothing of this one.
+  if (status < 0 && status != UV_EAGAIN && options_.report_unreachable) status = try_send();
   if (status >= 0) {
     ++counters_.sent;
     return {};
@@ -16884,6 +16989,8 @@ struct TransportOptions {
   /// Where no UDP socket can reach a peer, open one, on a port of the system's choice. A server
   /// that says where it listens may prefer an error.
   bool open_udp_on_demand = true;
+  /// Tell the receiver of UDP peers that cannot be reached, where the system can.
+  bool report_unreachable = false;
 };
 
 struct TransportCounters {
@@ -16904,6 +17011,9 @@ class TransportReceiver {
   virtual void on_connection_failed(std::uint32_t socket, Error why) {
     on_connection_closed(socket, why);
   }
+  /// A datagram did not reach its peer, as ICMP has it, which anybody may have sent. With
+  /// `report_unreachable` only.
+  virtual void on_unreachable(const Flow& /* flow */, Error /* why */) {}
   /// Everything that had come is handed over: the moment for what is done once for many messages.
   virtual void on_batch_end() {}
   /// A TCP connection that a peer made has been idle for its time: whether it stays open all the
@@ -16984,6 +17094,9 @@ class Transports final : public Sink, private TcpReceiver {
       owner.on_datagram(octets, error, Flow{Transport::udp, number, from});
     }
     void on_datagrams_end() override { owner.receiver_.on_batch_end(); }
+    void on_unreachable(const SocketAddress& peer, Error why) override {
+      owner.receiver_.on_unreachable(Flow{Transport::udp, number, peer}, why);
+    }
 
     Transports& owner;
     std::uint32_t number;
@@ -17077,6 +17190,7 @@ inline Result<Transports::Datagrams*> Transports::open_udp(const ListenerOptions
   udp.receive_buffer = options.receive_buffer;
   udp.ipv6_only = options.ipv6_only;
   udp.max_queued = options_.max_queued_datagrams;
+  udp.report_unreachable = options_.report_unreachable;
   if (auto error = datagrams->socket.open(loop_, options.address, *datagrams, udp)) return error;
   datagrams->address = datagrams->socket.local();
   datagrams->ipv6_only = options.ipv6_only;
@@ -17786,9 +17900,14 @@ class EndpointCore final : public TransportReceiver,
         loop_(std::move(loop)),
         dns_(*loop_),
         names_(options.names != nullptr ? *options.names : dns_),
-        transports_(*loop_, *this),
+        transports_(*loop_, *this, transport_options()),
         agent_(complete(std::move(options), *this), transports_, secret) {}
 
+  static TransportOptions transport_options() {
+    TransportOptions options;
+    options.report_unreachable = true;
+    return options;
+  }
   static AgentOptions complete(AgentOptions options, NameService& names) {
     if (options.unix_time_s == nullptr) options.unix_time_s = &sipmsg::unix_time_s;
     options.names = &names;
@@ -17832,6 +17951,15 @@ class EndpointCore final : public TransportReceiver,
   void on_connection_failed(std::uint32_t socket, Error error) override {
     const auto self = shared_from_this();
     agent_.connection_failed(socket, error, loop_->now_ms());
+    rearm();
+  }
+  void on_unreachable(const Flow& flow, Error error) override {
+    const auto self = shared_from_this();
+    const std::uint64_t now_ms = loop_->now_ms();
+    agent_.unreachable(flow.remote, error, now_ms);
+    for_each_registration([&](RegistrationKeeper& registration) {
+      registration.unreachable(flow.remote, error, now_ms);
+    });
     rearm();
   }
   void on_alarm(std::uint64_t now_ms) override {

@@ -59,7 +59,10 @@ extern "C" int res_query(const char* name, int record_class, int type, unsigned 
     noexcept
 #endif
 {
-  REQUIRE(resolver != nullptr);
+  if (resolver == nullptr) {  // a test of another file: there are no name servers
+    h_errno = HOST_NOT_FOUND;
+    return -1;
+  }
   std::unique_lock<std::mutex> lock(resolver->mutex);
   resolver->thread = std::this_thread::get_id();
   resolver->asked =

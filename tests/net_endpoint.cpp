@@ -100,6 +100,31 @@ TEST_CASE("a connection that is refused fails the send, once") {
   CHECK(error.place == UV_ECONNREFUSED);
 }
 
+#ifdef __linux__
+TEST_CASE("a port where nobody listens is an error at once, and other sends go on") {
+  Pair pair;
+  Error error;
+  int code = 0;
+  Outgoing outgoing = pair.to_bob(Transport::udp);
+  {
+    test::EventLoop loop;
+    Endpoint gone(loop.uv());
+    REQUIRE_FALSE(gone.listen_udp("127.0.0.1", 0));
+    outgoing.to = "sip:gone@" + to_text(gone.listeners()[0].address);
+  }
+  pair.bob.on_message([](const Message&, Reply reply) { reply.send(200); });
+  const std::uint64_t begin_ms = uv_now(pair.loop.uv());
+  REQUIRE_FALSE(pair.alice.send(outgoing, [&](const Outcome& outcome) { error = outcome.error; }));
+  REQUIRE_FALSE(pair.alice.send(pair.to_bob(Transport::udp),
+                                [&](const Outcome& outcome) { code = outcome.code; }));
+  REQUIRE(pair.loop.run_until([&] { return bool(error) && code != 0; }));
+  CHECK(error.code == ErrorCode::network);
+  CHECK(error.place == UV_ECONNREFUSED);
+  CHECK(code == 200);
+  CHECK(uv_now(pair.loop.uv()) - begin_ms < 5000);
+}
+#endif
+
 TEST_CASE("a large message goes over TCP where the same address takes connections") {
   test::EventLoop loop;
   std::vector<Transport> ways;

@@ -37,10 +37,13 @@ class Wire final : public Sink {
     sent.push_back({flow, message.to_string()});
     return {};
   }
+  bool has_stream_to(const SocketAddress&) const override { return has_stream; }
+
   std::vector<Sent> sent;
   Error no_way;
   Error broken;
   bool has_no_tcp = false;
+  bool has_stream = false;
 };
 
 SipHashKey key_of(unsigned char octet) {
@@ -374,6 +377,19 @@ TEST_CASE("a large request goes over TCP, asked for or not, and says so in its V
       CHECK(fixture.wire.sent[0].flow.socket == (by_tcp ? tcp_socket : udp_socket));
       CHECK(parsed(fixture.last()).top_via()->transport == (by_tcp ? "TCP" : "UDP"));
     }
+  }
+}
+
+TEST_CASE("a large request stays on the socket it is given, unless there is a TCP connection") {
+  for (bool has_stream : {false, true}) {
+    Fixture fixture;
+    fixture.wire.has_stream = has_stream;
+    Outgoing outgoing = to_bob();
+    outgoing.body.assign(1300, 'x');
+    outgoing.next_hop = flow_from("192.0.2.9:5060");
+    REQUIRE_FALSE(fixture.agent.send(outgoing, 0, nullptr));
+    CHECK(fixture.wire.sent[0].flow ==
+          flow_from("192.0.2.9:5060", has_stream ? Transport::tcp : Transport::udp));
   }
 }
 
@@ -1587,6 +1603,49 @@ TEST_CASE("the next server is tried when one is silent, unreachable or answers 5
     fixture.pass(500000);
     CHECK(named.told.outcomes.size() == 1);
   }
+}
+
+TEST_CASE("a peer that cannot be reached ends what waits for it, once, and nothing else") {
+  Told told;
+  Told others;
+  Fixture fixture;
+  REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, [&](const Outcome& outcome) {
+    told.note()(outcome);
+    REQUIRE_FALSE(fixture.agent.send(to_bob(), 10, others.note()));  // again: not concerned
+  }));
+  REQUIRE_FALSE(fixture.agent.send(to_bob(), 0, told.note()));
+  for (const char* to :
+       {"sip:bob@192.0.2.8", "sip:bob@192.0.2.7:5061", "sip:bob@192.0.2.7;transport=tcp"}) {
+    Outgoing other = to_bob();
+    other.to = to;
+    REQUIRE_FALSE(fixture.agent.send(other, 0, others.note()));
+  }
+  Outgoing large = to_bob();
+  large.body.assign(2000, 'x');  // over TCP
+  REQUIRE_FALSE(fixture.agent.send(large, 0, others.note()));
+  const SocketAddress peer = flow_from("192.0.2.7:5060").remote;
+  fixture.agent.unreachable(peer, {ErrorCode::network, -111}, 10);
+  REQUIRE(told.outcomes.size() == 2);
+  CHECK(told.outcomes[0].error.place == -111);
+  CHECK(others.outcomes.empty());
+  const std::size_t sent = fixture.wire.sent.size();
+  fixture.pass(400);
+  CHECK(fixture.wire.sent.size() == sent);  // what ended is not repeated
+  fixture.agent.close();
+  CHECK(told.outcomes.size() == 2);
+  CHECK(others.outcomes.size() == 5);
+}
+
+TEST_CASE("the next server is tried at once where ICMP says that one is not there") {
+  Named named;
+  named.send();
+  named.names.answer({"192.0.2.8", "192.0.2.9"});
+  named.fixture.pass(0);
+  named.fixture.agent.unreachable(flow_from("192.0.2.8:5060").remote, ErrorCode::network, 5);
+  CHECK(named.told.outcomes.empty());
+  CHECK(named.last_hop() == "192.0.2.9:5060");
+  named.fixture.receive(answer_to(named.fixture.last(), 200), 10);
+  CHECK(named.told.outcomes.size() == 1);
 }
 
 TEST_CASE("the last server's failure is the outcome, and other refusals are no failure") {

@@ -57,36 +57,43 @@ class Home final : private Node {
   ~Home() { host_.set_node(nullptr); }
 
   void switch_on() {
-    registrar_ = std::make_unique<Registrar>(RegistrarOptions(), network_.dice().key());
-    proxy_ =
-        std::make_unique<Proxy>(settings_, users_, *registrar_, host_, log_, network_.dice().key());
+    running_ = std::make_unique<Running>(*this);
     OwnDomains domains;
     domains.add("example.org");
-    proxy_->set_domains(std::move(domains));
+    running_->proxy.set_domains(std::move(domains));
     host_.set_node(this);
   }
   void switch_off() {
     host_.set_node(nullptr);
     network_.break_connections_of(host_);
-    proxy_.reset();
+    running_.reset();
   }
   std::string uri() const { return "sip:" + host_.address_text(); }
-  Registrar& registrar() { return *registrar_; }
-  Proxy& proxy() { return *proxy_; }
+  Registrar& registrar() { return running_->registrar; }
 
  private:
   // Node
   void receive(const MessageView& message, Error error, const Flow& from,
                std::uint64_t now_ms) override {
-    if (now_ms != last_ms_) proxy_->idle();  // there was nothing to read in between
+    if (now_ms != last_ms_) running_->proxy.idle();  // there was nothing to read in between
     last_ms_ = now_ms;
-    proxy_->receive(message, error, from, now_ms);
+    running_->proxy.receive(message, error, from, now_ms);
   }
   void connection_closed(std::uint32_t socket, Error error, std::uint64_t now_ms) override {
-    proxy_->connection_closed(socket, error, now_ms);
+    running_->proxy.connection_closed(socket, error, now_ms);
   }
-  void advance(std::uint64_t now_ms) override { proxy_->advance(now_ms); }
-  std::uint64_t next_deadline() const override { return proxy_->next_deadline(); }
+  void advance(std::uint64_t now_ms) override { running_->proxy.advance(now_ms); }
+  std::uint64_t next_deadline() const override { return running_->proxy.next_deadline(); }
+
+  /// What a restart ends and begins.
+  struct Running {
+    explicit Running(Home& home)
+        : registrar(RegistrarOptions(), home.network_.dice().key()),
+          proxy(home.settings_, home.users_, registrar, home.host_, home.log_,
+                home.network_.dice().key()) {}
+    Registrar registrar;
+    Proxy proxy;
+  };
 
   Network& network_;
   Host host_;
@@ -94,8 +101,7 @@ class Home final : private Node {
   UserDirectory users_;
   NoLog log_;
   std::uint64_t last_ms_ = 0;
-  std::unique_ptr<Registrar> registrar_;
-  std::unique_ptr<Proxy> proxy_;
+  std::unique_ptr<Running> running_;
 };
 
 /// What became of one message.

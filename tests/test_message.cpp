@@ -470,6 +470,25 @@ TEST_CASE("numbers in headers are read, or are nothing") {
   }
 }
 
+TEST_CASE("a message's date is read, or is an error") {
+  const struct {
+    std::string line;
+    std::int64_t seconds;  ///< 0 for an error
+  } rows[] = {
+      {"Date: Sat, 13 Nov 2010 23:29:00 GMT\r\n", 1289690940},
+      {"Date: yesterday\r\n", 0},
+      {"", 0},
+  };
+  for (const auto& row : rows) {
+    CAPTURE(row.line);
+    const auto message =
+        Message::from_bytes("MESSAGE sip:a@b SIP/2.0\r\n" + row.line + "Content-Length: 0\r\n\r\n");
+    REQUIRE(message);
+    CHECK(message->date().ok() == (row.seconds != 0));
+    CHECK(message->date().value() == row.seconds);
+  }
+}
+
 TEST_CASE("what a message lacks or has wrong is named, with its place") {
   struct Row {
     std::string_view from, to;

@@ -445,6 +445,35 @@ TEST_CASE("a connection that breaks is made anew, and others do not matter") {
   CHECK(fixture.sent_requests().size() == 2);
 }
 
+TEST_CASE("a registrar that ICMP says is not there is asked again") {
+  Fixture fixture;
+  fixture.start();
+  fixture.grant(600);
+  const SocketAddress registrar = parse_socket_address("192.0.2.9:5060").value();
+  SocketAddress other = registrar;
+  other.port = 5061;
+  fixture.keeper->unreachable(other, {ErrorCode::network, -111}, 100);
+  CHECK(fixture.status().state == State::registered);
+  fixture.keeper->unreachable(registrar, {ErrorCode::network, -111}, 100);
+  CHECK(fixture.status().state == State::retrying);
+  CHECK(fixture.status().error.place == -111);
+  fixture.pass(1100);
+  CHECK(fixture.sent_requests().size() == 2);
+}
+
+TEST_CASE("a registrar that wants more each time is not followed at once") {
+  Fixture fixture;
+  fixture.start();
+  fixture.answer(423, "Min-Expires: 700\r\n");
+  fixture.answer(423, "Min-Expires: 701\r\n");
+  CHECK(fixture.status().state == State::retrying);
+  CHECK(fixture.sent_requests().size() == 2);
+  fixture.pass(1000);
+  fixture.answer(423, "Min-Expires: 702\r\n");
+  fixture.grant(702);
+  CHECK(fixture.status().state == State::registered);
+}
+
 // ---- keep-alives --------------------------------------------------------------------------------
 
 TEST_CASE("while it is registered the way to us is kept open") {

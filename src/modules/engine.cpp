@@ -106,6 +106,12 @@ const Engine::Entry* Engine::next(const Message& message, int priority, Id id) c
   return nullptr;
 }
 
+void Engine::note_passed(Message& message, const Entry& entry) {
+  const std::string passed = entry.owner + ":" + std::to_string(entry.priority);
+  const auto before = message.get("handlers");
+  message.set("handlers", before ? *before + "," + passed : passed);
+}
+
 /// Asks one handler after the other, in a loop and not by recursion: most answer at once. The list
 /// is looked at anew for each, because a handler may install and uninstall.
 void Engine::go_on(const std::shared_ptr<Walk>& walk) {
@@ -114,10 +120,8 @@ void Engine::go_on(const std::shared_ptr<Walk>& walk) {
     if (entry == nullptr) return finish(*walk, false);
     walk->priority = entry->priority;
     walk->id = entry->id;
-    const std::string passed = entry->owner + ":" + std::to_string(entry->priority);
     const std::shared_ptr<Handler> handler = entry->handler;
-    const auto before = walk->message->get("handlers");
-    walk->message->set("handlers", before ? *before + "," + passed : passed);
+    if (!entry->owner.empty()) note_passed(*walk->message, *entry);
 
     struct Asking {
       bool inside = true;

@@ -102,8 +102,8 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  /// `owner` names the module in the parameter `handlers`. Only messages that pass `filter` (null:
-  /// all) are offered. The id is for `uninstall`, and never 0.
+  /// `owner` names the module in the parameter `handlers`; "" leaves no trace there. Only messages
+  /// that pass `filter` (null: all) are offered. The id is for `uninstall`, and never 0.
   Id install(std::string owner, std::string name, int priority, Handler handler,
              Predicate filter = nullptr);
   /// False where there is none of that id any more.
@@ -138,6 +138,7 @@ class Engine {
 
   /// The next handler for that message behind a place in the order, or null.
   const Entry* next(const Message& message, int priority, Id id) const;
+  static void note_passed(Message& message, const Entry& entry);
   void go_on(const std::shared_ptr<Walk>& walk);
   void finish(const Walk& walk, bool handled);
 

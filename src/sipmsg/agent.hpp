@@ -187,6 +187,9 @@ class Agent final : public TransactionUser {
     connection_closed(socket, error, now_ms);
     never_connected_ = false;
   }
+  /// Datagrams do not reach that peer: what waits for its answer is told `error`, or sent elsewhere
+  /// (RFC 3261 18.4).
+  void unreachable(const SocketAddress& peer, Error error, std::uint64_t now_ms);
   /// Does what is due, look-ups that have been answered included.
   void advance(std::uint64_t now_ms);
   /// When `advance` is to be called next; nothing where nothing waits and nothing is remembered.
@@ -540,8 +543,10 @@ inline Error Agent::transmit(Handle handle) {
   };
   Flow flow = sent.hops[sent.hop];
   auto octets = write(sent, flow, branch);
-  sent.is_by_size = octets && flow.transport == Transport::udp && octets->size() > datagram_limit &&
-                    !sent.has_no_stream;
+  // A way that is given with its socket is not left for one that may not be there.
+  const bool may_switch = sent.hops[sent.hop].socket == 0 || sink_.has_stream_to(flow.remote);
+  sent.is_by_size = octets && octets->size() > datagram_limit && may_switch &&
+                    flow.transport == Transport::udp && !sent.has_no_stream;
   if (sent.is_by_size) {
     Flow stream;
     stream.transport = Transport::tcp;
@@ -635,6 +640,22 @@ inline void Agent::on_failure(ClientTransaction client, Error error) {
   const Handle handle = unpack_handle(layer_.user_data(client));
   if (sent_.get(handle) == nullptr) return;
   if (is_closed_ || !try_elsewhere(handle)) finish(handle, error);
+}
+
+inline void Agent::unreachable(const SocketAddress& peer, Error error, std::uint64_t now_ms) {
+  now_ms_ = now_ms;
+  std::vector<Handle> concerned;  // first, for what callbacks send now is not
+  sent_.for_each([&](Handle handle, const Sent& sent) {
+    if (!sent.client || sent.is_by_size) return;
+    const Flow& hop = sent.hops[sent.hop];
+    if (hop.transport == Transport::udp && hop.remote == peer) concerned.push_back(handle);
+  });
+  for (const Handle handle : concerned) {
+    const Sent* sent = sent_.get(handle);
+    if (sent == nullptr) continue;
+    layer_.forget(sent->client);
+    if (!try_elsewhere(handle)) finish(handle, error);
+  }
 }
 
 inline void Agent::finish(Handle handle, const Outcome& outcome) {

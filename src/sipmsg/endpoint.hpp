@@ -75,9 +75,14 @@ class EndpointCore final : public TransportReceiver,
         loop_(std::move(loop)),
         dns_(*loop_),
         names_(options.names != nullptr ? *options.names : dns_),
-        transports_(*loop_, *this),
+        transports_(*loop_, *this, transport_options()),
         agent_(complete(std::move(options), *this), transports_, secret) {}
 
+  static TransportOptions transport_options() {
+    TransportOptions options;
+    options.report_unreachable = true;
+    return options;
+  }
   static AgentOptions complete(AgentOptions options, NameService& names) {
     if (options.unix_time_s == nullptr) options.unix_time_s = &sipmsg::unix_time_s;
     options.names = &names;
@@ -121,6 +126,15 @@ class EndpointCore final : public TransportReceiver,
   void on_connection_failed(std::uint32_t socket, Error error) override {
     const auto self = shared_from_this();
     agent_.connection_failed(socket, error, loop_->now_ms());
+    rearm();
+  }
+  void on_unreachable(const Flow& flow, Error error) override {
+    const auto self = shared_from_this();
+    const std::uint64_t now_ms = loop_->now_ms();
+    agent_.unreachable(flow.remote, error, now_ms);
+    for_each_registration([&](RegistrationKeeper& registration) {
+      registration.unreachable(flow.remote, error, now_ms);
+    });
     rearm();
   }
   void on_alarm(std::uint64_t now_ms) override {

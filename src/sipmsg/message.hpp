@@ -129,6 +129,8 @@ class MessageView {
   std::optional<std::uint32_t> content_length() const {
     return number(HeaderId::content_length, max_message_size);
   }
+  /// When the sender says it was written, in seconds since 1970.
+  Result<std::int64_t> date() const { return parse_date(header(HeaderId::date)); }
   Result<MediaType> content_type() const {
     return parse_media_type(header(HeaderId::content_type));
   }

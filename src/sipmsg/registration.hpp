@@ -8,7 +8,7 @@
 //
 // Left out on purpose: fetching or removing others' bindings; several bindings for one contact
 // (RFC 5626 reg-id); waiting for the pong to a ping, which few registrars send over TCP and none
-// over UDP: there a restart of the registrar shows at the next refresh.
+// over UDP: there a restart that no keep-alive fell into shows at the next refresh.
 #pragma once
 
 #include <algorithm>
@@ -89,6 +89,9 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   /// A TCP connection is gone: where it is the one we are reached over, another is made.
   void connection_closed(std::uint32_t socket, Error error, std::uint64_t now_ms);
 
+  /// Datagrams do not reach that peer: where it is the one that knows us, it is asked again.
+  void unreachable(const SocketAddress& peer, Error error, std::uint64_t now_ms);
+
   const RegistrationStatus& status() const { return status_; }
   const RegistrationOptions& options() const { return options_; }
 
@@ -116,6 +119,7 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   std::uint64_t back_off();
   std::uint32_t granted_s(const MessageView& response) const;
   void start_keepalive(std::uint64_t now_ms);
+  void lose_way(Error error, std::uint64_t now_ms);
 
   Agent& agent_;
   RegistrationOptions options_;
@@ -126,6 +130,7 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   Phase phase_ = Phase::idle;
   bool is_waiting_ = false;  ///< a REGISTER is under way
   bool is_unregistering_ = false;
+  bool has_raised_ = false;    ///< what is asked for; a registrar may want that once in a row
   bool may_be_bound_ = false;  ///< so that there is something to take back
   std::uint32_t try_number_ = 0;
   std::uint64_t now_ms_ = 0;
@@ -268,7 +273,7 @@ inline void RegistrationKeeper::on_outcome(const Outcome& outcome) {
     const auto minimum =
         outcome.response->delta_seconds(outcome.response->header(HeaderId::min_expires));
     const std::uint32_t wanted = std::min(minimum.value_or(0), longest_wish_s);
-    if (wanted > expires_s_) {
+    if (wanted > expires_s_ && !std::exchange(has_raised_, true)) {
       expires_s_ = wanted;
       return try_now(now_ms_);
     }
@@ -290,6 +295,7 @@ inline void RegistrationKeeper::on_granted(const Outcome& outcome) {
   const std::uint32_t seconds = granted_s(*outcome.response);
   if (seconds == 0) return fail(outcome, 0);  // granted in words only
   failures_ = 0;
+  has_raised_ = false;
   flow_ = outcome.flow;
   status_.state = State::registered;
   status_.expires_s = seconds;
@@ -332,6 +338,7 @@ inline std::uint32_t RegistrationKeeper::granted_s(const MessageView& response) 
 /// It did not work this time.
 inline void RegistrationKeeper::fail(const Outcome& outcome, std::uint64_t at_least_ms) {
   flow_ = Flow();
+  has_raised_ = false;
   keepalive_at_ms_.reset();
   status_.state = State::retrying;
   status_.error = outcome.error;
@@ -369,10 +376,17 @@ inline void RegistrationKeeper::start_keepalive(std::uint64_t now_ms) {
 
 inline void RegistrationKeeper::connection_closed(std::uint32_t socket, Error error,
                                                   std::uint64_t now_ms) {
+  if (flow_.transport == Transport::tcp && flow_.socket == socket) lose_way(error, now_ms);
+}
+
+inline void RegistrationKeeper::unreachable(const SocketAddress& peer, Error error,
+                                            std::uint64_t now_ms) {
+  if (flow_.transport == Transport::udp && flow_.remote == peer) lose_way(error, now_ms);
+}
+
+inline void RegistrationKeeper::lose_way(Error error, std::uint64_t now_ms) {
   if (phase_ != Phase::active || status_.state != State::registered) return;
-  if (flow_.transport != Transport::tcp || flow_.socket != socket) return;
-  // A REGISTER under way will say by itself what became of it.
-  if (is_waiting_) return;
+  if (is_waiting_) return;  // the REGISTER under way will say by itself what became of it
   now_ms_ = now_ms;
   Outcome outcome;
   outcome.error = error;

@@ -50,6 +50,8 @@ struct TransportOptions {
   /// Where no UDP socket can reach a peer, open one, on a port of the system's choice. A server
   /// that says where it listens may prefer an error.
   bool open_udp_on_demand = true;
+  /// Tell the receiver of UDP peers that cannot be reached, where the system can.
+  bool report_unreachable = false;
 };
 
 struct TransportCounters {
@@ -70,6 +72,9 @@ class TransportReceiver {
   virtual void on_connection_failed(std::uint32_t socket, Error why) {
     on_connection_closed(socket, why);
   }
+  /// A datagram did not reach its peer, as ICMP has it, which anybody may have sent. With
+  /// `report_unreachable` only.
+  virtual void on_unreachable(const Flow& /* flow */, Error /* why */) {}
   /// Everything that had come is handed over: the moment for what is done once for many messages.
   virtual void on_batch_end() {}
   /// A TCP connection that a peer made has been idle for its time: whether it stays open all the
@@ -150,6 +155,9 @@ class Transports final : public Sink, private TcpReceiver {
       owner.on_datagram(octets, error, Flow{Transport::udp, number, from});
     }
     void on_datagrams_end() override { owner.receiver_.on_batch_end(); }
+    void on_unreachable(const SocketAddress& peer, Error why) override {
+      owner.receiver_.on_unreachable(Flow{Transport::udp, number, peer}, why);
+    }
 
     Transports& owner;
     std::uint32_t number;
@@ -243,6 +251,7 @@ inline Result<Transports::Datagrams*> Transports::open_udp(const ListenerOptions
   udp.receive_buffer = options.receive_buffer;
   udp.ipv6_only = options.ipv6_only;
   udp.max_queued = options_.max_queued_datagrams;
+  udp.report_unreachable = options_.report_unreachable;
   if (auto error = datagrams->socket.open(loop_, options.address, *datagrams, udp)) return error;
   datagrams->address = datagrams->socket.local();
   datagrams->ipv6_only = options.ipv6_only;

@@ -6,12 +6,20 @@
 // message believed. Clients keep their NAT bindings open with datagrams that mean nothing; those
 // end here (RFC 5626 4.4.2, RFC 5389 6).
 //
+// Where a client asks for it, and on Linux, it is told which peers cannot be reached (RFC
+// 3261 18.4): a socket that is not connected learns that from its queue of ICMP errors alone. A
+// server does not ask: strangers could make it read more of them than messages.
+//
 // Sending tries the socket at once, straight from the caller's slices. Only where the system is
 // full the datagram is copied and waits, in order, up to a bound. `send` is the one place where
 // datagrams could be gathered and sent in batches one day; callers would not notice.
 #pragma once
 
 #include <uv.h>
+
+#ifdef __linux__
+#include <linux/errqueue.h>
+#endif
 
 #include <array>
 #include <cstdint>
@@ -36,6 +44,8 @@ struct UdpOptions {
   bool ipv6_only = false;
   /// What may wait to be sent, in octets.
   std::size_t max_queued = std::size_t{1} << 20;
+  /// Tell the receiver of peers that cannot be reached, where the system can.
+  bool report_unreachable = false;
 };
 
 /// Numbers of what happened on a socket since it was opened.
@@ -57,6 +67,9 @@ class UdpReceiver {
   virtual void on_datagram(std::string_view octets, const SocketAddress& from, Error error) = 0;
   /// Everything that had come is handed over: the moment for what is done once for many.
   virtual void on_datagrams_end() {}
+  /// Something that was sent to `peer` came back as ICMP: nobody listens there (UV_ECONNREFUSED),
+  /// or there is no way (UV_EHOSTUNREACH, UV_ENETUNREACH). The same may be done in it.
+  virtual void on_unreachable(const SocketAddress& /* peer */, Error /* why */) {}
 
  protected:
   ~UdpReceiver() = default;
@@ -111,6 +124,8 @@ class UdpCore {
   Error bind(const SocketAddress& address);
   Error enqueue(const NativeAddress& to, const Slices& datagram);
   void receive(std::ptrdiff_t size, const char* octets, const sockaddr* from, unsigned flags);
+  void ask_for_icmp();
+  void read_icmp();
   static void on_sent(uv_udp_send_t* request, int status);
 
   std::shared_ptr<LoopCore> loop_;
@@ -145,6 +160,7 @@ inline Error UdpCore::bind(const SocketAddress& address) {
     status = uv_recv_buffer_size(reinterpret_cast<uv_handle_t*>(&handle_), &size);
   }
   if (status < 0) return network_error(status);
+  if (options_.report_unreachable) ask_for_icmp();
   const auto give_room = [](uv_handle_t* handle, std::size_t, uv_buf_t* room) {
     LoopCore& loop = *static_cast<UdpCore*>(handle->data)->loop_;
     *room = uv_buf_init(loop.receive_buffer(receive_room), receive_room);
@@ -169,7 +185,8 @@ inline void UdpCore::receive(std::ptrdiff_t size, const char* octets, const sock
                              unsigned flags) {
   if (from == nullptr) {  // nothing more to read, the end of a batch, or an error
     if (size < 0) ++counters_.receive_errors;
-    receiver_->on_datagrams_end();
+    if (options_.report_unreachable) read_icmp();
+    if (receiver_ != nullptr) receiver_->on_datagrams_end();
     return;
   }
   const std::string_view datagram(octets, static_cast<std::size_t>(size));
@@ -184,6 +201,52 @@ inline void UdpCore::receive(std::ptrdiff_t size, const char* octets, const sock
                          too_large ? Error(ErrorCode::too_large) : Error());
 }
 
+#ifdef __linux__
+
+/// ip(7), IP_RECVERR. That it does not work is no reason not to.
+inline void UdpCore::ask_for_icmp() {
+  uv_os_fd_t fd;
+  if (uv_fileno(reinterpret_cast<uv_handle_t*>(&handle_), &fd) < 0) return;
+  const int on = 1;
+  setsockopt(fd, IPPROTO_IP, IP_RECVERR, &on, sizeof on);
+  if (is_ipv6_) setsockopt(fd, IPPROTO_IPV6, IPV6_RECVERR, &on, sizeof on);
+}
+
+/// Reads the queue of errors to its end: while something is in it the system wakes us.
+inline void UdpCore::read_icmp() {
+  uv_os_fd_t fd;
+  while (receiver_ != nullptr && uv_fileno(reinterpret_cast<uv_handle_t*>(&handle_), &fd) == 0) {
+    NativeAddress peer;
+    alignas(cmsghdr) char control[256];
+    msghdr message{};
+    message.msg_name = &peer;
+    message.msg_namelen = sizeof peer;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    if (recvmsg(fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0) return;
+    for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr;
+         part = CMSG_NXTHDR(&message, part)) {
+      const bool is_error = (part->cmsg_level == IPPROTO_IP && part->cmsg_type == IP_RECVERR) ||
+                            (part->cmsg_level == IPPROTO_IPV6 && part->cmsg_type == IPV6_RECVERR);
+      if (!is_error || receiver_ == nullptr) continue;
+      sock_extended_err error;
+      std::memcpy(&error, CMSG_DATA(part), sizeof error);
+      const int status = -static_cast<int>(error.ee_errno);
+      // What is too large for the path is told by sending; the rest is nothing that ends a request.
+      if (status == UV_ECONNREFUSED || status == UV_EHOSTUNREACH || status == UV_ENETUNREACH) {
+        receiver_->on_unreachable(from_native(&peer.any), network_error(status));
+      }
+    }
+  }
+}
+
+#else
+
+inline void UdpCore::ask_for_icmp() {}
+inline void UdpCore::read_icmp() {}
+
+#endif
+
 inline Error UdpCore::send(const SocketAddress& to, const Slices& datagram) {
   if (to.ip.is_ipv6() && !is_ipv6_) return network_error(UV_EAFNOSUPPORT);
   const NativeAddress native = to_native(to, is_ipv6_);
@@ -192,8 +255,13 @@ inline Error UdpCore::send(const SocketAddress& to, const Slices& datagram) {
     const std::string_view piece = datagram.pieces[i];
     pieces[i] = uv_buf_init(const_cast<char*>(piece.data()), static_cast<unsigned>(piece.size()));
   }
-  const int status =
-      uv_udp_try_send(&handle_, pieces.data(), static_cast<unsigned>(datagram.count), &native.any);
+  const auto try_send = [&] {
+    return uv_udp_try_send(&handle_, pieces.data(), static_cast<unsigned>(datagram.count),
+                           &native.any);
+  };
+  int status = try_send();
+  // It may have been told of another datagram's end, which says nothing of this one.
+  if (status < 0 && status != UV_EAGAIN && options_.report_unreachable) status = try_send();
   if (status >= 0) {
     ++counters_.sent;
     return {};

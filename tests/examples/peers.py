@@ -4,11 +4,17 @@ import hashlib
 import re
 import socket
 import subprocess
+import threading
 import time
 import uuid
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 10
+
+
+def expect(seen, expected):
+    if seen != expected:
+        raise SystemExit(f"expected {expected!r}, seen was {seen!r}")
 
 
 @contextlib.contextmanager
@@ -104,3 +110,14 @@ class Phone:
                 if line.startswith(("Via:", "From:", "To:", "Call-ID:", "CSeq:"))]
         self.socket.send("\r\n".join(["SIP/2.0 200 OK", *kept, "Content-Length: 0", "", ""]).encode())
         return body
+
+    @contextlib.contextmanager
+    def answering(self):
+        """Answers the next message while the block writes it from elsewhere; yields what came."""
+        received = []
+        thread = threading.Thread(target=lambda: received.append(self.answer_next()))
+        thread.start()
+        try:
+            yield received
+        finally:
+            thread.join(TIMEOUT_S)

@@ -9,101 +9,9 @@ import pathlib
 import re
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
-import time
 import unittest
 
-PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else "sipmsg"
-TIMEOUT_S = 10
-
-
-def free_port():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def run(*arguments):
-    return subprocess.run([PROGRAM, *arguments], stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True, timeout=TIMEOUT_S, check=False)
-
-
-class Served:
-    """`sipmsg serve` with these arguments; `lines` is what it printed until it was ready."""
-
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen([PROGRAM, "serve", *arguments], stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.lines = []
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
-            if line == "ready\n":
-                break
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-
-    def wait_for(self, wanted):
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
-            if wanted in line:
-                return line
-        raise AssertionError(f"{wanted!r} never came; printed was {self.lines}")
-
-    def end(self, number=signal.SIGTERM):
-        """Its exit status, and how long it took to end."""
-        begin = time.monotonic()
-        self.process.send_signal(number)
-        self.process.wait(TIMEOUT_S)
-        return self.process.returncode, time.monotonic() - begin
-
-
-class Phone:
-    """A UDP socket that sends one request and waits for its final answer."""
-
-    def __init__(self, port):
-        self.server = ("127.0.0.1", port)
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind(("127.0.0.1", 0))
-        self.socket.settimeout(TIMEOUT_S)
-        self.number = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.socket.close()
-
-    def ask(self, method, user, body=b"", headers=""):
-        self.number += 1
-        port = self.socket.getsockname()[1]
-        uri = f"sip:{user}@127.0.0.1" if method == "MESSAGE" else "sip:127.0.0.1"
-        head = (f"{method} {uri} SIP/2.0\r\n"
-                f"Via: SIP/2.0/UDP 127.0.0.1:{port};branch=z9hG4bK{port}-{self.number};rport\r\n"
-                f"Max-Forwards: 70\r\nFrom: <sip:101@127.0.0.1>;tag=1\r\nTo: <sip:{user}@127.0.0.1>\r\n"
-                f"Call-ID: {port}\r\nCSeq: {self.number} {method}\r\n{headers}"
-                f"Content-Length: {len(body)}\r\n\r\n")
-        self.socket.sendto(head.encode() + body, self.server)
-        return self.socket.recv(65536).decode()
-
-
-def configuration(**files):
-    """A directory with these files: ysipchan="...", regfile="..."."""
-    directory = tempfile.TemporaryDirectory()
-    for name, text in files.items():
-        (pathlib.Path(directory.name) / f"{name}.conf").write_text(text)
-    return directory
-
-
-def ysipchan(port, more=""):
-    return f"[general]\naddr=127.0.0.1\nport={port}\n{more}\n"
+from support import Phone, Served, configuration, free_port, run, ysipchan
 
 
 class CommandLine(unittest.TestCase):
@@ -119,7 +27,7 @@ class CommandLine(unittest.TestCase):
         for arguments, said in ((
                 [], "a subcommand is missing"), (
                 ["dance"], "unknown subcommand dance"), (
-                ["serve", "--fast"], "unknown argument --fast"), (
+                ["serve", "--fast"], "unknown option --fast"), (
                 ["serve", "-c"], "-c needs a value"), (
                 ["serve", "--listen", "127.0.0.1:5060"], "expected udp:HOST:PORT or tcp:HOST:PORT"), (
                 ["serve", "--listen", "udp:localhost:5060"], "expected a numeric address"), (

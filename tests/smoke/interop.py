@@ -7,6 +7,7 @@ server of our own stands on port 53, and /etc/resolv.conf leads to it.
 """
 import argparse
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -232,6 +233,39 @@ class Interop(Checks):
         self.clients[201].waits_for("unregistered")
         self.is_told(101, 201, "404 Not Found")
 
+    # ---- the program
+
+    def sipmsg(self, command, user, transport, *arguments, password=None):
+        own = {"send": "--from", "receive": "--as"}[command]
+        return Command(f"sipmsg {command}", [
+            self.options.sipmsg, command, own, f"sip:{user}@{HOST}:{self.port}", "--password",
+            password or f"pw{user}", "--proxy", f"sip:{HOST}:{self.port};transport={transport}",
+            *arguments], self.directory)
+
+    def program_sends_and_receives(self, transport):
+        text = self.new_text()
+        receiver = self.sipmsg("receive", 108, transport, "--count", 1)
+        wait_until(lambda: "registered" in receiver.log(), "sipmsg receive is registered")
+        self.kamailio.mark()
+        self.sipmsg("send", 109, transport, f"sip:108@{HOST}:{self.port}", text).expect(0, "^200 OK")
+        receiver.expect(0, rf"sip:109@{HOST}:{self.port}: {re.escape(text)}\n")
+        transports = self.kamailio.received("MESSAGE", 109)
+        if set(transports) != {transport}:
+            raise Failed(f"it came over {transports}")
+
+    def program_is_told(self, pattern, recipient, password=None):
+        self.sipmsg("send", 109, "udp", f"sip:{recipient}@{HOST}:{self.port}", "hello",
+                    password=password).expect(1, pattern)
+
+    def run_program(self):
+        for transport in ("udp", "tcp"):
+            self.check(f"sipmsg send and receive through kamailio over {transport}", ["kamailio"],
+                       self.program_sends_and_receives, transport)
+        self.check("sipmsg send is told 404 by kamailio", ["kamailio"],
+                   self.program_is_told, "^404 Not Found", 119)
+        self.check("sipmsg send with a wrong password is told 407 by kamailio", ["kamailio"],
+                   self.program_is_told, "^407 ", 119, "wrong")
+
     # ---- softphones
 
     def open_phones(self):
@@ -348,6 +382,8 @@ class Interop(Checks):
             check("client registers again when kamailio was restarted", kamailio,
                   self.registers_again)
             check("client unregisters with kamailio", kamailio, self.unregisters)
+            if self.options.sipmsg:
+                self.run_program()
             self.run_with_phones()
             self.run_by_name()
             for client in list(self.clients.values()):
@@ -375,6 +411,8 @@ class Interop(Checks):
 
 def main():
     parser = argparse.ArgumentParser(prog="tests/smoke/run.sh interop")
+    parser.add_argument("--sipmsg", metavar="PROGRAM", help="checks this one's send and receive, too",
+                        type=lambda text: pathlib.Path(text).resolve())
     conclude(Interop(parse_options(parser)))
 
 

@@ -3,11 +3,12 @@
 # program, and our client talks to Kamailio, sipp and softphones.
 #
 #     tests/smoke/run.sh [--allow-missing] [--algorithms LIST] PROGRAM
-#     tests/smoke/run.sh interop [--allow-missing] CLIENT
+#     tests/smoke/run.sh interop [--allow-missing] [--sipmsg PROGRAM] CLIENT
 #
 # Both need python3, sipp (package sip-tester), baresip (baresip-core) and linphonec (linphone-cli);
 # the first also sipsak, the second kamailio, and CLIENT is what tests/smoke/client.cpp is built to.
 # A check whose program is not installed fails; with --allow-missing it is skipped.
+# --sipmsg checks PROGRAM's send and receive, too.
 # --algorithms sets that key of ysipchan.conf, to see which softphones cope with which challenges.
 #
 # Prints `ok NAME` or `FAILED NAME` with the log, ends with `N passed, N failed`; the exit status

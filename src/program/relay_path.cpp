@@ -1,0 +1,56 @@
+// relay_path: the functions of the header that every relayed message passes, compiled for speed.
+//
+// The rest of the program is compiled for size. The linker takes the first copy it meets of an
+// inline function, and this file stands first. What is named here brings along what it calls. The
+// list is callgrind's, of a server that relays: reading, hashing, and writing are most of the work.
+#include "sipmsg.hpp"
+
+namespace {
+
+/// Keeps a copy of the function in this file.
+#define PROGRAM_COMPILE(name, function) [[gnu::used]] const auto name = function
+
+namespace text {
+PROGRAM_COMPILE(control, &sipmsg::find_control);
+PROGRAM_COMPILE(skip_class, &sipmsg::skip_class);
+PROGRAM_COMPILE(find_class, &sipmsg::find_class);
+PROGRAM_COMPILE(parse_digits, &sipmsg::parse_digits);
+PROGRAM_COMPILE(find_outside_quotes, &sipmsg::find_outside_quotes);
+PROGRAM_COMPILE(equal, &sipmsg::equal_ignoring_case);
+PROGRAM_COMPILE(trim, &sipmsg::trim);
+}  // namespace text
+
+namespace reading {
+PROGRAM_COMPILE(message, &sipmsg::MessageView::parse);
+PROGRAM_COMPILE(validate, &sipmsg::validate);
+PROGRAM_COMPILE(uri, &sipmsg::parse_uri);
+PROGRAM_COMPILE(host_port, &sipmsg::parse_host_port);
+PROGRAM_COMPILE(name_addr, &sipmsg::parse_name_addr);
+PROGRAM_COMPILE(via, &sipmsg::parse_via);
+PROGRAM_COMPILE(cseq, &sipmsg::parse_cseq);
+PROGRAM_COMPILE(ip, &sipmsg::parse_ip);
+PROGRAM_COMPILE(header_id, &sipmsg::header_id);
+PROGRAM_COMPILE(method, &sipmsg::parse_method);
+}  // namespace reading
+
+namespace hashing {
+PROGRAM_COMPILE(update, &sipmsg::SipHash::update);
+PROGRAM_COMPILE(finish, &sipmsg::SipHash::finish);
+PROGRAM_COMPILE(of_request, &sipmsg::detail::TransactionHash::of_request);
+PROGRAM_COMPILE(of_branch, &sipmsg::detail::TransactionHash::of_branch);
+}  // namespace hashing
+
+namespace writing {
+PROGRAM_COMPILE(raw, &sipmsg::Output::raw);
+PROGRAM_COMPILE(copy_to, &sipmsg::Slices::copy_to);
+PROGRAM_COMPILE(stamped_via, &sipmsg::write_stamped_via);
+PROGRAM_COMPILE(response_head, &sipmsg::write_response_head);
+}  // namespace writing
+
+namespace transactions {
+PROGRAM_COMPILE(receive, &sipmsg::TransactionLayer::receive);
+}  // namespace transactions
+
+#undef PROGRAM_COMPILE
+
+}  // namespace

@@ -1,0 +1,161 @@
+"""What the tests of the program share: starting it, talking SIP to it, a configuration to give it."""
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else "sipmsg"
+TIMEOUT_S = 10
+
+
+def free_port():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run(*arguments, **more):
+    more.setdefault("input", "")
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=False,
+                          timeout=TIMEOUT_S, **more)
+
+
+class Served:
+    """`sipmsg serve` with these arguments; `lines` is what it printed until it was ready."""
+
+    def __init__(self, *arguments):
+        self.process = subprocess.Popen([PROGRAM, "serve", *arguments], stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.lines = []
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if line == "ready\n":
+                break
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def wait_for(self, wanted):
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if wanted in line:
+                return line
+        raise AssertionError(f"{wanted!r} never came; printed was {self.lines}")
+
+    def end(self, number=signal.SIGTERM):
+        """Its exit status, and how long it took to end."""
+        begin = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(TIMEOUT_S)
+        return self.process.returncode, time.monotonic() - begin
+
+
+class Client:
+    """A client that runs: what it prints is collected line by line, and can be waited for."""
+
+    def __init__(self, *arguments, **more):
+        self.process = subprocess.Popen([PROGRAM, *arguments], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                        **more)
+        self.out, self.err = [], []
+        self.changed = threading.Condition()
+        self.readers = [threading.Thread(target=self.collect, args=those) for those in
+                        ((self.process.stdout, self.out), (self.process.stderr, self.err))]
+        for reader in self.readers:
+            reader.start()
+
+    def collect(self, stream, lines):
+        for line in stream:
+            with self.changed:
+                lines.append(line.rstrip("\n"))
+                self.changed.notify_all()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for reader in self.readers:
+            reader.join()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            try:
+                stream.close()
+            except BrokenPipeError:
+                pass
+
+    def wait_for(self, pattern, lines=None):
+        """The first line that matches, of standard output unless another list is given."""
+        lines = self.out if lines is None else lines
+        found = lambda: next((line for line in lines if re.search(pattern, line)), None)
+        with self.changed:
+            if not self.changed.wait_for(lambda: found() is not None, TIMEOUT_S):
+                raise AssertionError(f"{pattern!r} never came; printed was {self.out} {self.err}")
+            return found()
+
+    def registered(self):
+        self.wait_for("^registered as ", self.err)
+        return self
+
+    def write(self, text):
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
+    def status(self):
+        """The exit status, once it has ended by itself and all it printed is there."""
+        status = self.process.wait(TIMEOUT_S)
+        for reader in self.readers:
+            reader.join()
+        return status
+
+
+class Phone:
+    """A UDP socket that sends one request and waits for its final answer."""
+
+    def __init__(self, port):
+        self.server = ("127.0.0.1", port)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.settimeout(TIMEOUT_S)
+        self.number = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def ask(self, method, user, body=b"", headers=""):
+        self.number += 1
+        port = self.socket.getsockname()[1]
+        uri = f"sip:{user}@127.0.0.1" if method == "MESSAGE" else "sip:127.0.0.1"
+        head = (f"{method} {uri} SIP/2.0\r\n"
+                f"Via: SIP/2.0/UDP 127.0.0.1:{port};branch=z9hG4bK{port}-{self.number};rport\r\n"
+                f"Max-Forwards: 70\r\nFrom: <sip:101@127.0.0.1>;tag=1\r\nTo: <sip:{user}@127.0.0.1>\r\n"
+                f"Call-ID: {port}\r\nCSeq: {self.number} {method}\r\n{headers}"
+                f"Content-Length: {len(body)}\r\n\r\n")
+        self.socket.sendto(head.encode() + body, self.server)
+        return self.socket.recv(65536).decode()
+
+
+def configuration(**files):
+    """A directory with these files: ysipchan="...", regfile="..."."""
+    directory = tempfile.TemporaryDirectory()
+    for name, text in files.items():
+        (pathlib.Path(directory.name) / f"{name}.conf").write_text(text)
+    return directory
+
+
+def ysipchan(port, more=""):
+    return f"[general]\naddr=127.0.0.1\nport={port}\n{more}\n"
