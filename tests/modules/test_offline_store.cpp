@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "offline_store.hpp"
+#include "modules/offline_store.hpp"
 #include "support/loop.hpp"
 
 using namespace modules;
