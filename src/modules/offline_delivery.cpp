@@ -11,8 +11,12 @@ namespace {
 using sipmsg::Severity;
 using sipmsg::Verdict;
 
-/// What may wait for the store to be opened.
+/// Messages that may wait for the store to be opened.
 constexpr std::size_t max_early = 1000;
+/// Users who are sent messages at a time, so many bodies are in memory; the others wait.
+constexpr std::size_t max_deliveries = 100;
+/// Users who may wait for that; beyond it they wait for their next REGISTER.
+constexpr std::size_t max_waiting = 100000;
 /// The clock on the wall may be set; so often at least it is looked at.
 constexpr std::int64_t longest_sleep_s = 3600;
 
@@ -58,15 +62,15 @@ void OfflineDelivery::log(Severity severity, const std::string& text) const {
 // ---- opening and closing
 
 void OfflineDelivery::open(std::vector<KeptMessage> earlier) {
-  store_.open(now_s(),
-              [this, earlier = std::move(earlier)](bool is_usable) { opened(is_usable, earlier); });
+  earlier_ = std::move(earlier);
+  store_.open(now_s(), [this](bool is_usable) { opened(is_usable); });
 }
 
-void OfflineDelivery::opened(bool is_usable, std::vector<KeptMessage> earlier) {
+void OfflineDelivery::opened(bool is_usable) {
   is_open_ = is_usable;
   is_unusable_ = !is_usable;
   if (is_usable) {
-    for (KeptMessage& message : earlier) {
+    for (KeptMessage& message : std::exchange(earlier_, {})) {
       const auto kept_here = [this, user = message.user](bool) { go_on(user); };
       static_cast<void>(store_.keep(std::move(message), now_s(), kept_here));
     }
@@ -79,9 +83,7 @@ void OfflineDelivery::opened(bool is_usable, std::vector<KeptMessage> earlier) {
     if (verdict.kind() == Verdict::Kind::later) continue;
     static_cast<void>(server_.resume(early.key, verdict));
   }
-  for (const auto& [user, contact] : std::exchange(registered_early_, {})) {
-    on_register(user, contact);
-  }
+  start_waiting();
   rearm();
 }
 
@@ -93,15 +95,21 @@ std::vector<KeptMessage> OfflineDelivery::close() {
   is_unusable_ = true;
   store_.close();
   loop_->close();
-  return store_.take_all();
+  std::vector<KeptMessage> messages = store_.take_all();
+  for (KeptMessage& message : earlier_) messages.push_back(std::move(message));
+  return messages;
 }
 
 // ---- keeping
 
 /// No binding, or none that answered: RFC 3261 16.7 takes silence for 408, and 480 is said where
 /// 408 may not be (RFC 4320). A 503 speaks of a phone, or a connection, that does not work.
-bool OfflineDelivery::is_for_later(int code) const {
-  return code == offline_code_ || code == 408 || code == 480 || code == 503;
+bool OfflineDelivery::is_for_later(std::string_view called, int code) const {
+  if (code == 408 || code == 480 || code == 503) return true;
+  if (code != offline_code_) return false;
+  bool is_phone = false;  // that said so itself, by chance with the same code
+  server_.for_each_binding(called, [&is_phone](const sipmsg::Binding&) { is_phone = true; });
+  return !is_phone;
 }
 
 /// Whose the message is: the user of that name, or else all who list it as an alternative.
@@ -116,7 +124,8 @@ std::vector<std::string> OfflineDelivery::users_of(std::string_view called) cons
 }
 
 Verdict OfflineDelivery::on_undelivered(const sipmsg::RouteRequest& request, int code) {
-  if (is_unusable_ || !is_for_later(code) || !is_worth_keeping(request)) return Verdict::next();
+  if (is_unusable_ || !is_for_later(request.called, code) || !is_worth_keeping(request))
+    return Verdict::next();
   std::vector<KeptMessage> messages;
   for (const std::string& user : users_of(request.called)) {
     auto message = keep_of(request, user, now_s(), settings_.expires_s);
@@ -188,18 +197,40 @@ void OfflineDelivery::go_on(const std::string& user) {
 
 void OfflineDelivery::on_register(std::string_view user_name, std::string_view contact) {
   const std::string user(user_name);
-  if (!is_open_) {
-    if (!is_unusable_ && registered_early_.size() < max_early) registered_early_[user] = contact;
+  if (is_unusable_ || (is_open_ && !store_.has(user))) return;
+  if (const auto found = deliveries_.find(user); found != deliveries_.end()) {
+    found->second.next_contact = contact;
     return;
   }
-  if (!store_.has(user)) return;
-  const auto [delivery, is_new] = deliveries_.try_emplace(user);
-  if (!is_new) {
-    delivery->second.next_contact = contact;
+  if (!is_open_ || deliveries_.size() >= max_deliveries) {
+    if (registered_.size() < max_waiting) registered_[user] = contact;
     return;
   }
-  delivery->second.contact = contact;
+  deliveries_[user].contact = contact;
   deliver_next(user);
+}
+
+/// Begins with those who had to wait for the store, or for others.
+void OfflineDelivery::start_waiting() {
+  if (std::exchange(is_starting_, true)) return;  // one that ends at once brings us here again
+  while (is_open_ && deliveries_.size() < max_deliveries && !registered_.empty()) {
+    const auto next = registered_.extract(registered_.begin());
+    on_register(next.key(), next.mapped());
+  }
+  is_starting_ = false;
+}
+
+/// Goes on with a phone that registered during the delivery, where there is one, or ends it.
+void OfflineDelivery::end(const std::string& user) {
+  const auto found = deliveries_.find(user);
+  if (found == deliveries_.end()) return;
+  Delivery& delivery = found->second;
+  if (!delivery.next_contact.empty()) {
+    delivery.contact = std::exchange(delivery.next_contact, {});
+    return deliver_next(user);
+  }
+  deliveries_.erase(found);
+  start_waiting();
 }
 
 std::uint64_t OfflineDelivery::phone_of(std::string_view contact) const {
@@ -212,10 +243,7 @@ void OfflineDelivery::deliver_next(const std::string& user) {
   if (found == deliveries_.end()) return;
   Delivery& delivery = found->second;
   const std::uint64_t id = store_.next(user, phone_of(delivery.contact));
-  if (id == 0) {
-    deliveries_.erase(found);
-    return;
-  }
+  if (id == 0) return end(user);
   delivery.waits_for_disk = !store_.is_written(id);
   if (delivery.waits_for_disk) return;
   const auto weak = weak_from_this();
@@ -238,45 +266,46 @@ void OfflineDelivery::send(const std::string& user, std::uint64_t id, const Kept
   if (error.code == sipmsg::ErrorCode::limit_reached || error.code == sipmsg::ErrorCode::closed) {
     return fail(user, id, error.text());
   }
-  log(Severity::warning, "message " + spool_id_text(id) + " for " + name_for_log(user) +
-                             " cannot be sent: " + error.text());
-  store_.give_back(id, phone_of(contact));
-  deliver_next(user);
+  refused(user, id, std::string("it cannot be sent: ") + error.text());
 }
 
 void OfflineDelivery::sent(const std::string& user, const KeptMessage& message,
                            const sipmsg::Outcome& outcome) {
   const std::uint64_t id = message.id;
   if (outcome.ok()) {
-    notify(message, Fate::delivered);
     const auto weak = weak_from_this();
     // The next one waits until this one is marked on the disk: so a crash can repeat only one.
-    return store_.finish(id, now_s(), [weak, user](bool is_safe) {
+    return store_.finish(id, now_s(), [weak, user, message](bool is_safe) {
       const auto self = weak.lock();
       if (!self || !self->is_open_) return;
-      is_safe ? self->deliver_next(user) : static_cast<void>(self->deliveries_.erase(user));
+      self->notify(message, Fate::delivered);
+      is_safe ? self->deliver_next(user) : self->end(user);
     });
   }
   if (outcome.error || !is_refused_for_good(outcome.code)) {
     return fail(user, id, outcome.error ? outcome.error.text() : std::to_string(outcome.code));
   }
-  log(Severity::warning, "message " + spool_id_text(id) + " for " + name_for_log(user) +
-                             ": this phone refuses it with " + std::to_string(outcome.code) +
-                             "; kept for another one");
+  refused(user, id, "this phone refuses it with " + std::to_string(outcome.code));
+}
+
+/// That phone will never take the message; it may take the next.
+void OfflineDelivery::refused(const std::string& user, std::uint64_t id, const std::string& why) {
+  if (delivery_log_.admits(loop_->now_ms())) {
+    log(Severity::warning, "message " + spool_id_text(id) + " for " + name_for_log(user) + ": " +
+                               why + "; kept for another one");
+  }
   store_.give_back(id, phone_of(deliveries_.at(user).contact));
   deliver_next(user);
 }
 
+/// The delivery ends, and begins again with the next REGISTER.
+
 void OfflineDelivery::fail(const std::string& user, std::uint64_t id, const std::string& why) {
   store_.give_back(id);
-  const auto found = deliveries_.find(user);
-  Delivery& delivery = found->second;
-  if (!delivery.next_contact.empty()) {
-    delivery.contact = std::exchange(delivery.next_contact, {});
-    return deliver_next(user);
+  if (delivery_log_.admits(loop_->now_ms())) {
+    log(Severity::info, "messages for " + name_for_log(user) + " are not delivered yet: " + why);
   }
-  log(Severity::info, "messages for " + name_for_log(user) + " wait for the next REGISTER: " + why);
-  deliveries_.erase(found);
+  end(user);
 }
 
 // ---- notices

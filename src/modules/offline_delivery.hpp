@@ -62,18 +62,21 @@ class OfflineDelivery final : public std::enable_shared_from_this<OfflineDeliver
   OfflineDelivery(std::unique_ptr<sipmsg::Loop> loop, sipmsg::Server& server,
                   const sipmsg::Settings& settings, sipmsg::LogHandler log);
 
-  bool is_for_later(int code) const;
+  bool is_for_later(std::string_view called, int code) const;
   std::vector<std::string> users_of(std::string_view called) const;
-  void opened(bool is_usable, std::vector<KeptMessage> earlier);
+  void opened(bool is_usable);
   sipmsg::Verdict keep(std::vector<KeptMessage> messages, sipmsg::RouteKey key);
   void kept(const KeptMessage& message, Asked& asked, bool is_kept);
   sipmsg::Verdict verdict_of(const Asked& asked) const;
   void refuse(Asked& asked, Keeping keeping, const KeptMessage& message);
 
   void go_on(const std::string& user);
+  void start_waiting();
+  void end(const std::string& user);
   void deliver_next(const std::string& user);
   void send(const std::string& user, std::uint64_t id, const KeptMessage& message);
   void sent(const std::string& user, const KeptMessage& message, const sipmsg::Outcome& outcome);
+  void refused(const std::string& user, std::uint64_t id, const std::string& why);
   void fail(const std::string& user, std::uint64_t id, const std::string& why);
   std::uint64_t phone_of(std::string_view contact) const;
 
@@ -93,9 +96,12 @@ class OfflineDelivery final : public std::enable_shared_from_this<OfflineDeliver
   sipmsg::Random random_;
   OfflineStore store_;
   std::map<std::string, Delivery> deliveries_;
+  std::vector<KeptMessage> earlier_;  ///< of the store before this one, until this one has them
   std::vector<Early> early_;
-  std::map<std::string, std::string> registered_early_;  ///< contacts by user
+  std::map<std::string, std::string> registered_;  ///< contacts of users who wait for their turn
   sipmsg::LogLimit full_log_{10};
+  sipmsg::LogLimit delivery_log_{60};
+  bool is_starting_ = false;
   bool is_open_ = false;
   bool is_unusable_ = false;
 };

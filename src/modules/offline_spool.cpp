@@ -21,7 +21,6 @@ using sipmsg::ErrorCode;
 constexpr std::size_t id_digits = 16;
 /// Larger than any message with all its octets escaped.
 constexpr std::size_t max_file_octets = 1048576;
-constexpr std::size_t max_remarks = 20;
 
 enum class Kind : std::uint8_t { message, delivered, half_written, lock, foreign };
 
@@ -98,7 +97,7 @@ class SpoolReader {
 
  private:
   void leave_alone(const std::string& file, const std::string& why) {
-    if (++contents_.left_alone > max_remarks) return;
+    if (++contents_.left_alone > SpoolContents::max_remarks) return;
     contents_.remarks.push_back(path_ + "/" + on_one_line(file) + ": " + why + "; left alone");
   }
 
@@ -214,7 +213,12 @@ SpoolContents Spool::open(unsigned patience_ms, std::string& unusable) {
   for (const std::string& file : *names) {
     if (parse_name(file).kind == Kind::half_written) files_.remove(path_ + "/" + file);
   }
-  return read_spool(path_, unusable);
+  SpoolContents contents = read_spool(path_, unusable);
+  struct stat status {};
+  if (::stat(path_.c_str(), &status) == 0 && (status.st_mode & 077) != 0) {
+    contents.remarks.push_back(path_ + ": others than its owner may look into this directory");
+  }
+  return contents;
 }
 
 Error Spool::lock(unsigned patience_ms, std::string& unusable) {

@@ -50,13 +50,17 @@ FileOperations& real_files();
 
 /// What stands in a spool.
 struct SpoolContents {
+  /// So many files that were left alone have a line of their own.
+  static constexpr std::size_t max_remarks = 20;
+
   struct Kept {
     KeptMessage message;  ///< without headers and body
     std::uint64_t octets = 0;
   };
   std::vector<Kept> kept;             ///< in the order of arrival
   std::vector<KeptMessage> finished;  ///< delivered a moment ago; without headers and body
-  std::vector<std::string> remarks;   ///< one line for each file that was left alone, up to a few
+  std::vector<std::string>
+      remarks;  ///< a line for each file that was left alone, up to a few; others
   std::size_t left_alone = 0;
 };
 

@@ -83,7 +83,7 @@ void OfflineStore::open(std::int64_t now_s, Opened opened) {
 
 void OfflineStore::restore(SpoolContents contents, std::int64_t now_s) {
   for (const std::string& remark : contents.remarks) log(Severity::warning, remark);
-  if (contents.left_alone > contents.remarks.size()) {
+  if (contents.left_alone > SpoolContents::max_remarks) {
     log(Severity::warning, options_.spool + ": " + std::to_string(contents.left_alone) +
                                " files in all that are not messages of this spool");
   }

@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "offline_request.hpp"
+#include "modules/offline_request.hpp"
 
 using namespace modules;
 

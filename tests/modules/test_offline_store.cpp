@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "offline_store.hpp"
+#include "modules/offline_store.hpp"
 #include "support/loop.hpp"
 
 using namespace modules;
@@ -313,6 +313,18 @@ TEST_CASE("files and directory are for their owner alone, and no name comes from
   REQUIRE(::stat(directory.spool().c_str(), &status) == 0);
   CHECK((status.st_mode & 0777) == 0700);
   CHECK(directory.names(directory.spool()).size() == 2);
+}
+
+TEST_CASE("a spool that others may look into is remarked on, and used") {
+  TemporaryDirectory directory;
+  REQUIRE(::mkdir(directory.spool().c_str(), 0700) == 0);
+  REQUIRE(::chmod(directory.spool().c_str(), 0750) == 0);
+  Spool spool(directory.spool());
+  std::string unusable;
+  const SpoolContents contents = spool.open(0, unusable);
+  CHECK(unusable == "");
+  REQUIRE(contents.remarks.size() == 1);
+  CHECK(contents.remarks[0].find("others than its owner") != std::string::npos);
 }
 
 TEST_CASE("a spool that somebody works on is not opened, and the error says who does") {

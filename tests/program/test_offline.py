@@ -11,53 +11,36 @@ import re
 import select
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
-PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else "sipmsg"
-TIMEOUT_S = 10
+import support
+from support import TIMEOUT_S, free_port, run
+
 KILLS = 200
 SEED = 20260101
 
 
-def free_port():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Served:
-    """`sipmsg serve -c DIRECTORY`, until it is ready; `lines` is what it printed."""
+class Served(support.Served):
+    """The server of a directory, which nothing waits for without end."""
 
     def __init__(self, directory):
-        self.process = subprocess.Popen([PROGRAM, "serve", "-c", directory], text=True,
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.PIPE)
-        self.lines = []
-        self.wait_for("ready")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.kill()
+        super().__init__("-c", directory)
 
     def wait_for(self, wanted):
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
-            if wanted in line:
-                return line
-        raise AssertionError(f"{wanted!r} never came; printed was {self.lines}")
+        watchdog = threading.Timer(TIMEOUT_S, self.process.kill)  # which ends its output
+        watchdog.start()
+        try:
+            return super().wait_for(wanted)
+        finally:
+            watchdog.cancel()
 
-    def kill(self, number=signal.SIGKILL):
-        if self.process.poll() is None:
-            self.process.send_signal(number)
+    def kill(self):
+        self.process.kill()
         self.process.wait(TIMEOUT_S)
-        self.process.stderr.close()
-        return self.process.returncode
 
 
 class Socket:
@@ -153,19 +136,17 @@ def code(answer):
 class Setting:
     """A configuration with a spool, on a free port."""
 
-    def __init__(self, offline="spool=${configpath}/spool", users=("101", "102", "103")):
+    def __init__(self, offline="spool=${configpath}/spool", offline_code=480):
         self.temporary = tempfile.TemporaryDirectory()
         self.directory = self.temporary.name
         self.port = free_port()
-        self.write(offline, users)
-
-    def write(self, offline, users=("101", "102", "103")):
         path = pathlib.Path(self.directory)
         (path / "ysipchan.conf").write_text(
             f"[general]\naddr=127.0.0.1\nport={self.port}\n[registrar]\nauth_required=no\n"
-            f"expires_min=1\n[message]\nenable=yes\nauth_required=no\noffline_code=480\n"
+            f"expires_min=1\n[message]\nenable=yes\nauth_required=no\n"
+            f"offline_code={offline_code}\n"
             f"[offline]\nenable=yes\n{offline}\n")
-        (path / "regfile.conf").write_text("".join(f"[{user}]\n" for user in users))
+        (path / "regfile.conf").write_text("[101]\n[102]\n[103]\n[104]\nalternatives=all\n[105]\nalternatives=all\n")
 
     def __enter__(self):
         return self
@@ -178,9 +159,12 @@ class Setting:
         return sorted(path.name for path in spool.glob(f"*{ending}"))
 
 
-def spool(*arguments):
-    return subprocess.run([PROGRAM, "spool", *arguments], stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+def wait_until(condition):
+    end = time.monotonic() + TIMEOUT_S
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("it never came to be")
+        time.sleep(0.01)
 
 
 class Keeping(unittest.TestCase):
@@ -203,19 +187,13 @@ class Keeping(unittest.TestCase):
                     self.assertEqual(header(message, "Content-Type"), "text/html")
                     self.assertEqual(header(message, "Subject"), "s")
                     self.assertEqual(header(message, "Date"), "Wed, 26 Nov 2025 12:00:00 GMT")
-                self.wait_until_empty(setting)
+                wait_until(lambda: not setting.files())
                 # Now he is there, and what is sent to him is not kept.
                 request = sender.request("MESSAGE", "102", "four")
                 sender.send(request)
                 self.assertEqual(body_of(phone.take_message()), "four")
                 self.assertEqual(code(sender.receive()), 200)
                 self.assertEqual(setting.files(), [])
-
-    def wait_until_empty(self, setting):
-        end = time.monotonic() + TIMEOUT_S
-        while setting.files() and time.monotonic() < end:
-            time.sleep(0.01)
-        self.assertEqual(setting.files(), [])
 
     def test_a_phone_that_fails_gets_its_messages_when_it_registers_again(self):
         with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
@@ -224,7 +202,7 @@ class Keeping(unittest.TestCase):
                 self.assertEqual(sender.ask("MESSAGE", "102", text), 202)
             self.assertEqual(phone.register("102"), 200)
             self.assertEqual(body_of(phone.take_message("486 Busy Here")), "one")
-            it.wait_for("wait for the next REGISTER")
+            it.wait_for("are not delivered yet: 486")
             self.assertEqual(len(setting.files()), 2)
             self.assertEqual(phone.register("102"), 200)
             first, second = phone.take_message(), phone.take_message()
@@ -254,6 +232,43 @@ class Keeping(unittest.TestCase):
             self.assertEqual(sender.ask("MESSAGE", "102", "x", headers="Expires: 0\r\n"), 480)
             self.assertEqual(setting.files(), [])
 
+    def test_a_refusal_by_a_phone_is_its_answer_also_where_it_is_that_for_the_offline(self):
+        with Setting(offline_code=405) as setting, Socket(setting.port) as sender, \
+                Socket(setting.port) as phone, Served(setting.directory):
+            self.assertEqual(phone.register("102"), 200)
+            for status in ("486 Busy Here", "405 Method Not Allowed"):
+                request = sender.request("MESSAGE", "102", "x")
+                sender.send(request)
+                self.assertTrue(phone.take_message(status))
+                self.assertEqual(code(sender.receive()), int(status[:3]))
+            self.assertEqual(setting.files(), [])
+            self.assertEqual(phone.register("102", expires=0), 200)
+            self.assertEqual(sender.ask("MESSAGE", "102", "x"), 202)
+
+    def test_a_phone_that_is_there_and_cannot_be_reached_gets_its_messages_later(self):
+        with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
+                Served(setting.directory):
+            self.assertEqual(phone.register("102"), 200)
+            for status in ("480 Temporarily Unavailable", "503 Service Unavailable"):
+                request = sender.request("MESSAGE", "102", status)
+                sender.send(request)
+                self.assertTrue(phone.take_message(status))
+                self.assertEqual(code(sender.receive()), 202)
+            self.assertEqual(len(setting.files()), 2)
+            self.assertEqual(phone.register("102"), 200)
+            self.assertTrue(body_of(phone.take_message()).startswith("480"))
+            self.assertTrue(body_of(phone.take_message()).startswith("503"))
+
+    def test_a_message_to_a_common_name_is_kept_for_each_who_answers_to_it(self):
+        with Setting() as setting, Socket(setting.port) as sender, Served(setting.directory):
+            self.assertEqual(sender.ask("MESSAGE", "all", "x"), 202)
+            for user in ("104", "105"):
+                with Socket(setting.port) as phone:
+                    self.assertEqual(phone.register(user), 200)
+                    message = phone.take_message()
+                    self.assertEqual(body_of(message), "x")
+                    self.assertEqual(header(message, "To"), f"<sip:{user}@127.0.0.1>")
+
     def test_limits_refuse_and_the_log_names_the_key(self):
         limits = "spool=${configpath}/spool\nmax_messages=2\nmax_per_sender=3"
         with Setting(limits) as setting, Socket(setting.port) as sender, \
@@ -269,7 +284,7 @@ class Keeping(unittest.TestCase):
                 Served(setting.directory) as it:
             self.assertEqual(sender.ask("MESSAGE", "102", "x", headers="Expires: 1\r\n"), 202)
             self.assertRegex(it.wait_for("expired"), r'message \d{16} for "102" expired, undelivered')
-            KeepingTools.wait_until(lambda: setting.files() == [])
+            wait_until(lambda: setting.files() == [])
 
     def test_a_sender_who_asks_is_told_that_his_message_was_stored_and_delivered(self):
         cpim = ("From: <sip:101@127.0.0.1>\r\nTo: <sip:102@127.0.0.1>\r\n"
@@ -320,28 +335,18 @@ class Keeping(unittest.TestCase):
 
     def test_two_servers_do_not_work_on_one_spool(self):
         with Setting() as first, Setting(f"spool={first.directory}/spool") as second, \
-                Served(first.directory) as it, Served(second.directory) as other:
-            line = other.wait_for("works on this spool")
-            self.assertIn(f"process {it.process.pid} ", line)
-            with Socket(second.port) as sender:
+                Served(first.directory) as it:
+            it.wait_for("0 messages kept")
+            with Served(second.directory) as other, Socket(second.port) as sender:
+                line = other.wait_for("works on this spool")
+                self.assertIn(f"process {it.process.pid} ", line)
                 self.assertEqual(sender.ask("MESSAGE", "102", "x"), 480)
 
     def test_a_spool_that_cannot_be_made_is_named_by_check(self):
         with Setting("spool=/no/such/place") as setting:
-            done = subprocess.run([PROGRAM, "check", "-c", setting.directory],
-                                  capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+            done = run("check", "-c", setting.directory)
             self.assertEqual(done.returncode, 2)
             self.assertRegex(done.stdout, r"ysipchan\.conf:\d+: error: \[offline\] spool: /no/such is no")
-
-
-class KeepingTools:
-    @staticmethod
-    def wait_until(condition):
-        end = time.monotonic() + TIMEOUT_S
-        while not condition():
-            if time.monotonic() > end:
-                raise AssertionError("it never came to be")
-            time.sleep(0.01)
 
 
 class Spool(unittest.TestCase):
@@ -350,16 +355,16 @@ class Spool(unittest.TestCase):
                 Served(setting.directory):
             for text in ("one\x1b[2J", "two", "three"):
                 self.assertEqual(sender.ask("MESSAGE", "102", text), 202)
-            listed = spool("list", "-c", setting.directory)
+            listed = run("spool", "list", "-c", setting.directory)
             self.assertEqual((listed.returncode, listed.stderr), (0, ""))
             rows = listed.stdout.splitlines()
             self.assertEqual(len(rows), 4)
             ids = [row.split()[0] for row in rows[1:]]
             self.assertEqual([f"{number}.msg" for number in ids], setting.files())
-            shown = spool("show", "-c", setting.directory, ids[1])
+            shown = run("spool", "show", "-c", setting.directory, ids[1])
             self.assertIn("User: 102\n", shown.stdout)
             self.assertTrue(shown.stdout.endswith("\n\ntwo"))
-            dropped = spool("drop", "-c", setting.directory, ids[1])
+            dropped = run("spool", "drop", "-c", setting.directory, ids[1])
             self.assertEqual((dropped.returncode, dropped.stdout), (0, f"dropped {ids[1]}\n"))
             self.assertEqual(phone.register("102"), 200)
             self.assertEqual(body_of(phone.take_message()), "one\x1b[2J")
@@ -377,11 +382,11 @@ class Spool(unittest.TestCase):
                     (["show", "-c", setting.directory], 2, "needs the number of a message"),
                     (["drop", "-c", setting.directory, "../x"], 2, "is no number of a message")):
                 with self.subTest(arguments):
-                    done = spool(*arguments)
+                    done = run("spool", *arguments)
                     self.assertEqual((done.returncode, done.stdout), (status, ""))
                     self.assertIn(said, done.stderr)
             with Served(setting.directory):
-                done = spool("drop", "-c", setting.directory, "1")
+                done = run("spool", "drop", "-c", setting.directory, "1")
                 self.assertEqual(done.returncode, 1)
                 self.assertIn("no message 0000000000000001", done.stderr)
 
@@ -477,7 +482,7 @@ class Killed(unittest.TestCase):
             with Served(setting.directory):
                 load.repeat()
                 load.register()
-                KeepingTools.wait_until(lambda: load.run(0.1, sends=False) or (
+                wait_until(lambda: load.run(0.1, sends=False) or (
                     not load.unanswered and not setting.files()))
                 load.run(0.2, sends=False)
             load.close()
