@@ -169,8 +169,8 @@ class Sending {
   void send_what_is_due() {
     if (arguments_.rate_per_s == 0) return send_one();
     const double elapsed_s = static_cast<double>(now_ns() - begin_ns_) / 1e9;
-    const double due = elapsed_s * arguments_.rate_per_s + 1;
-    while (sent_ < arguments_.repeat && sent_ < due && !lifetime_.has_ended()) send_one();
+    const double due = elapsed_s * arguments_.rate_per_s;  // besides the first one
+    while (sent_ < arguments_.repeat && sent_ <= due && !lifetime_.has_ended()) send_one();
     if (sent_ == arguments_.repeat || lifetime_.has_ended()) return;
     if (!pace_) pace_ = std::make_unique<Timer>(uv_default_loop());
     const double next_ms = (static_cast<double>(sent_) / arguments_.rate_per_s - elapsed_s) * 1000;

@@ -354,7 +354,7 @@ class Receive(unittest.TestCase):
             for options, message, status in (([], True, 0), ([], False, 3),
                                              (["--count", "2"], True, 3)):
                 with self.subTest(options), \
-                        receiver(server, "--timeout", "0.6", *options).registered() as client:
+                        receiver(server, "--timeout", "1.5", *options).registered() as client:
                     if message:
                         run("send", f"sip:102@{server}", "hello")
                     self.assertEqual(client.status(), status)
