@@ -9,7 +9,7 @@
 #include <memory>
 #include <string>
 
-#include "../src/modules/javascript_process.hpp"
+#include "../src/modules/javascript/process.hpp"
 
 using namespace modules;
 

@@ -1,7 +1,7 @@
 // Reads the input as what an external program writes: in pieces, the first octet says how large,
-// to a session that has something to ask it. Link src/modules/engine.cpp and extmodule_codec.cpp,
-// extmodule_locals.cpp and extmodule_session.cpp from there.
-#include "../src/modules/extmodule_session.hpp"
+// to a session that has something to ask it. Link src/modules/engine.cpp and extmodule/codec.cpp,
+// locals.cpp and session.cpp from there.
+#include "../src/modules/extmodule/session.hpp"
 #include "fuzz.hpp"
 
 using namespace modules;

@@ -2,7 +2,7 @@
 // through its rules.
 #include <algorithm>
 
-#include "../src/modules/regexroute_walk.hpp"
+#include "../src/modules/regexroute/walk.hpp"
 #include "fuzz.hpp"
 
 using namespace modules;

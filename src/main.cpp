@@ -10,10 +10,10 @@
 #include "sipmsg.hpp"
 
 #ifdef SIPMSG_WITH_JAVASCRIPT
-#include "modules/javascript_main.hpp"
+#include "modules/javascript/main.hpp"
 #endif
 #ifdef SIPMSG_WITH_OFFLINE
-#include "modules/offline_spool_command.hpp"
+#include "modules/offline/spool_command.hpp"
 #endif
 
 namespace {

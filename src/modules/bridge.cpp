@@ -30,6 +30,11 @@ bool is_false(const std::optional<std::string>& text) {
   return text && !sipmsg::parse_boolean(*text).value_or(true);
 }
 
+/// Whether call.route returned somewhere to go, and not a refusal.
+bool is_target(std::string_view return_value) {
+  return !return_value.empty() && return_value != "-" && return_value != "error";
+}
+
 }  // namespace
 
 // ---- a MESSAGE with its parameters
@@ -109,30 +114,41 @@ void Bridge::on_routed(const RoutingPointer& routing, bool handled) {
   Verdict verdict = by_users
                         ? Verdict::forward({})
                         : sipmsg::verdict_of(true, message.return_value, message.request().view());
-  if (verdict.kind() != Verdict::Kind::forward) return finish(routing, std::move(verdict));
+  // Others may have handlers for a target that is not ours ("mailbox/102").
+  if (!is_target(message.return_value)) return finish(routing, std::move(verdict));
   execute(routing, std::move(verdict));
 }
 
 /// A target was found: `error` and `reason` on the way there count no longer (as in Yate), and
-/// handlers of msg.execute may take the message instead of us.
+/// handlers of msg.execute may take the message instead of us. `verdict` is ours.
 void Bridge::execute(const RoutingPointer& routing, Verdict verdict) {
   RouteMessage& message = *routing->message;
-  for (std::string_view name : {"error", "reason"}) {
-    if (message.get(name)) message.clear(name);
+  const bool is_ours = verdict.kind() == Verdict::Kind::forward;
+  if (is_ours) {
+    for (std::string_view name : {"error", "reason"}) {
+      if (message.get(name)) message.clear(name);
+    }
   }
   if (!engine_.is_wanted("msg.execute", sip_module)) return finish(routing, std::move(verdict));
   message.set("callto", message.return_value);
   message.rename("msg.execute");
   message.return_value.clear();
   engine_.dispatch(routing->message, [this, routing, verdict](bool handled) {
-    const RouteMessage& executed = *routing->message;
-    if (executed.is_sent) return finish(routing, verdict);
-    const auto refused = sipmsg::refusal_asked_for(executed.request().view());
-    if (!handled || refused) return finish(routing, Verdict::reject(refused.value_or(405)));
-    const auto number = sipmsg::status_of_reason(executed.return_value);
-    finish(routing, number && *number >= 300 ? Verdict::reject(*number)
-                                             : Verdict::accept(number.value_or(200)));
+    finish(routing,
+           routing->message->is_sent || !handled ? verdict : verdict_of_execution(*routing));
   });
+}
+
+/// What it means that somebody else has taken the message: `code` if it is set, else the return
+/// value as a number, else `reason` by name, else 200.
+Verdict Bridge::verdict_of_execution(const Routing& routing) {
+  const RouteMessage& message = *routing.message;
+  const sipmsg::RouteRequest request = message.request().view();
+  auto code = sipmsg::status_of_reason(message.get_or("code"));
+  if (!code) code = sipmsg::status_of_reason(message.return_value);
+  if (!code) code = sipmsg::refusal_asked_for(request);
+  if (!code || *code < 300) return Verdict::accept(code.value_or(200));
+  return Verdict::reject(*code);
 }
 
 void Bridge::finish(const RoutingPointer& routing, Verdict verdict) {
@@ -209,8 +225,9 @@ void add_headers(const Message& message, sipmsg::Outgoing& outgoing) {
 /// way through `execute` and is sent there.
 void Bridge::send(const MessagePointer& message, Answer answer) {
   if (RouteMessage* route = message->as_route()) {
-    route->is_sent = true;
-    return answer(true);
+    const std::string target = route->get_or("callto");
+    route->is_sent = target == "fork" || target.substr(0, driver.size()) == driver;
+    return answer(route->is_sent);
   }
   std::string target = message->get_or("callto", message->get_or("called"));
   if (target.substr(0, driver.size()) == driver) target.erase(0, driver.size());

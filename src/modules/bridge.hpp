@@ -55,6 +55,7 @@ class Bridge {
   sipmsg::Verdict on_route(const sipmsg::RouteRequest& request);
   void on_routed(const RoutingPointer& routing, bool handled);
   void execute(const RoutingPointer& routing, sipmsg::Verdict verdict);
+  static sipmsg::Verdict verdict_of_execution(const Routing& routing);
   void finish(const RoutingPointer& routing, sipmsg::Verdict verdict);
 
   bool route_to_user(Message& message) const;

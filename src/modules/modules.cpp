@@ -4,22 +4,22 @@
 #include <utility>
 
 #ifdef SIPMSG_WITH_REGEXROUTE
-#include "regexroute.hpp"
+#include "regexroute/regexroute.hpp"
 #endif
 #ifdef SIPMSG_WITH_EXTMODULE
-#include "extmodule.hpp"
+#include "extmodule/extmodule.hpp"
 #endif
 #ifdef SIPMSG_WITH_JAVASCRIPT
-#include "javascript.hpp"
+#include "javascript/javascript.hpp"
 #endif
 #ifdef SIPMSG_WITH_SQLITE
-#include "database_sqlite.hpp"
+#include "database/sqlite.hpp"
 #endif
 #ifdef SIPMSG_WITH_MYSQL
-#include "database_mysql.hpp"
+#include "database/mysql.hpp"
 #endif
 #ifdef SIPMSG_WITH_OFFLINE
-#include "offline.hpp"
+#include "offline/offline.hpp"
 #endif
 
 namespace modules {
@@ -57,7 +57,7 @@ std::string module_names() {
     if (!names.empty()) names += ' ';
     names += module->name();
   }
-  return names.empty() ? "none" : names;
+  return names;
 }
 
 Modules::Modules() : modules_(make_modules()) {}

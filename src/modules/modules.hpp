@@ -1,17 +1,23 @@
-// modules: all of them together, as `serve` and `check` use them.
+// modules: all of them together, as `serve` and `check` use them. A program that is built without
+// any has nothing of the engine in it.
 #pragma once
 
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "sipmsg.hpp"
+#ifdef SIPMSG_WITH_MODULES
 #include "bridge.hpp"
 #include "engine.hpp"
 #include "module.hpp"
+#endif
 
 namespace modules {
 
-/// The names of the modules in this build, with a blank between them; "none" where there are none.
+#ifdef SIPMSG_WITH_MODULES
+
+/// The names of the modules in this build, with a blank between them.
 std::string module_names();
 
 /// The modules of one server. The server must outlive this.
@@ -35,5 +41,18 @@ class Modules {
   Engine engine_;
   std::unique_ptr<Bridge> bridge_;  ///< while any module is started
 };
+
+#else
+
+inline std::string module_names() { return "none"; }
+
+class Modules {
+ public:
+  bool load(const std::string&, sipmsg::Diagnostics&) { return true; }
+  void start(uv_loop_t*, sipmsg::Server&, const sipmsg::Settings&, const sipmsg::LogHandler&) {}
+  void stop() {}
+};
+
+#endif
 
 }  // namespace modules

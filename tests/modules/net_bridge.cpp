@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "modules/bridge.hpp"
+#include "../../src/modules/bridge.hpp"
 #include "support/loop.hpp"
 #include "support/phone.hpp"
 
@@ -207,6 +207,29 @@ TEST_CASE("a handler of msg.execute may take the message in place of the recipie
     CHECK(callto == "sip/" + fixture.bob->contact());
     CHECK(fixture.bob->received.size() == (row.is_delivered ? 1 : 0));
   }
+}
+
+TEST_CASE("a target that is not a SIP URI is for whoever handles such targets in msg.execute") {
+  Fixture fixture;
+  fixture.handle("call.route", 150, [](modules::Message& message) {
+    if (message.get("error") != "offline") return false;
+    message.return_value = "mailbox/" + message.get_or("called");
+    return true;
+  });
+  std::string kept;
+  bool takes_it = true;
+  fixture.handle("msg.execute", 50, [&](modules::Message& message) {
+    if (!takes_it || message.get_or("callto").substr(0, 8) != "mailbox/") return false;
+    kept = message.get_or("callto") + " " + message.get_or("xsip_body");
+    message.return_value = "202";
+    return true;
+  });
+  CHECK(fixture.write_to("bob", "later") == 202);
+  CHECK(kept == "mailbox/bob later");
+  takes_it = false;
+  CHECK(fixture.write_to("bob") == 405);
+  fixture.bob->enroll(fixture.loop);
+  CHECK(fixture.write_to("bob") == 200);
 }
 
 TEST_CASE("applications send by msg.execute, and learn the answer where they wait for it") {

@@ -1,7 +1,7 @@
 // database_mysql.cpp and database.cpp over a real server of MariaDB, which with_mariadb.py starts,
 // and kills and starts again in between. Meant to be run with the thread sanitizer, too.
 // Not covered: servers of MySQL, TLS.
-#include "database_mysql.hpp"
+#include "../../src/modules/database/mysql.hpp"
 
 #include "support/database.hpp"
 

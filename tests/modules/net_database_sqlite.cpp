@@ -1,7 +1,7 @@
 // database_sqlite.cpp and database.cpp: the message `database` over real files of SQLite, with
 // other connections that hold locks. Meant to be run with the thread sanitizer, too.
 // Not covered: a full disk.
-#include "database_sqlite.hpp"
+#include "../../src/modules/database/sqlite.hpp"
 
 #include <sqlite3.h>
 

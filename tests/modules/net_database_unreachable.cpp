@@ -1,6 +1,6 @@
 // database_mysql.cpp without a server of MySQL: its configuration, and what becomes of queries
 // where nobody answers.
-#include "database_mysql.hpp"
+#include "../../src/modules/database/mysql.hpp"
 
 #include "support/database.hpp"
 

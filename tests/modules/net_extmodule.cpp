@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "../../src/modules/extmodule.hpp"
+#include "../../src/modules/extmodule/extmodule.hpp"
 #include "../support/data.hpp"
 #include "../support/loop.hpp"
 

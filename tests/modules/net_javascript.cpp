@@ -15,8 +15,8 @@
 #include <utility>
 #include <vector>
 
-#include "../../src/modules/javascript_process.hpp"
-#include "../../src/modules/javascript_settings.hpp"
+#include "../../src/modules/javascript/process.hpp"
+#include "../../src/modules/javascript/settings.hpp"
 #include "support/loop.hpp"
 
 using namespace modules;

@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "../../src/modules/extmodule_codec.hpp"
-#include "../../src/modules/extmodule_locals.hpp"
-#include "../../src/modules/extmodule_session.hpp"
+#include "../../src/modules/extmodule/codec.hpp"
+#include "../../src/modules/extmodule/locals.hpp"
+#include "../../src/modules/extmodule/session.hpp"
 #include "support/data.hpp"
 
 using namespace modules;

@@ -16,12 +16,12 @@
 #include <vector>
 
 #include "../../src/modules/engine.hpp"
-#include "../../src/modules/javascript.hpp"
-#include "../../src/modules/javascript_link.hpp"
-#include "../../src/modules/javascript_runner.hpp"
-#include "../../src/modules/javascript_settings.hpp"
-#include "../../src/modules/javascript_shared.hpp"
-#include "../../src/modules/javascript_text.hpp"
+#include "../../src/modules/javascript/javascript.hpp"
+#include "../../src/modules/javascript/link.hpp"
+#include "../../src/modules/javascript/runner.hpp"
+#include "../../src/modules/javascript/settings.hpp"
+#include "../../src/modules/javascript/shared.hpp"
+#include "../../src/modules/javascript/text.hpp"
 
 using namespace modules;
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "modules/offline_request.hpp"
+#include "../../src/modules/offline/request.hpp"
 
 using namespace modules;
 

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "modules/offline_store.hpp"
+#include "../../src/modules/offline/store.hpp"
 #include "support/loop.hpp"
 
 using namespace modules;

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "../../src/modules/regexroute.hpp"
-#include "../../src/modules/regexroute_walk.hpp"
+#include "../../src/modules/regexroute/regexroute.hpp"
+#include "../../src/modules/regexroute/walk.hpp"
 #include "support/data.hpp"
 
 using namespace modules;
