@@ -1937,3 +1937,28 @@ TEST_CASE("whoever asks is told of each binding that is made, renewed and remove
                                            "refreshed bob " + bob_contact + " 200",
                                            "removed bob " + bob_contact + " 0"});
 }
+
+TEST_CASE("a thousand messages that wait for slow handlers do not delay one that waits for none") {
+  Settings settings = plain_settings();
+  settings.message.max_pending = 1000;
+  NetworkWithBob network(settings);
+  std::vector<RouteKey> keys;
+  network.proxy.handlers().add(50, [&](const RouteRequest& request) {
+    if (request.body() != "slow") return Verdict::next();
+    keys.push_back(request.key);
+    return Verdict::later();
+  });
+  for (int n = 1; n <= 1000; ++n) {
+    Request slow = numbered(n);
+    slow.body = "slow";
+    network.receive(slow.text(), alice);
+  }
+  CHECK(network.take().empty());
+  CHECK(network.proxy.waiting() == 1000);
+  const Packet quick = network.ask(numbered(0).text(), alice);  // in the same instant
+  CHECK(quick.to() == "192.0.2.20:5070");
+  for (const RouteKey& key : keys) {
+    CHECK_FALSE(network.proxy.resume(key, Verdict::accept(), network.now_ms));
+  }
+  CHECK(network.take().size() == 1000);
+}
