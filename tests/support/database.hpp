@@ -16,7 +16,7 @@
 
 #include "data.hpp"
 #include "loop.hpp"
-#include "module.hpp"
+#include "../../src/modules/module.hpp"
 
 namespace test {
 
