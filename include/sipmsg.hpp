@@ -14685,9 +14685,9 @@ inline void Proxy::forward(Asked& asked, const std::vector<std::string>& uris) {
   if (!alter(asked, altered)) return refuse(asked, 500);
   if (target_count_ == 0) return refuse_undelivered(asked, settings_.message.offline_code);
   asked.request.username = asked.username.view();
-  if (const int code = relays_.start(asked.request, targets_.data(), target_count_)) {
-    refuse_undelivered(asked, code);
-  }
+  const int code = relays_.start(asked.request, targets_.data(), target_count_);
+  if (code == 480) return refuse_undelivered(asked, code);
+  if (code != 0) refuse(asked, code);  // a limit of ours, which is no reason to keep the message
 }
 
 /// Asks whoever keeps messages, but once only: it may have sent the message somewhere else.

@@ -875,6 +875,7 @@ TEST_CASE("a burst beyond the limits is delivered or refused with 503, all of it
     check_promises(world.post);
     std::size_t refused = 0;
     for (const Letter& letter : world.post.letters()) {
+      CAPTURE(letter.code);
       CHECK((letter.code == 200 || letter.code == 503));
       CHECK((letter.arrived() > 0) == (letter.code == 200));
       CHECK(letter.has_retry_after == (letter.code == 503));

@@ -46,11 +46,13 @@ def run(command, text=""):
 
 def check_parts(compiler):
     core = (PARTS / "all.hpp").read_text().partition("#ifndef SIPMSG_NO_UV")[0]
+    # The compiler may be two words, as "ccache c++" is.
+    first_flag = next(i for i, word in enumerate(compiler) if word.startswith("-"))
 
     def compile_alone(part):
         reach = [WITHOUT_LIBUV] if f'"{part.name}"' in core else []
         return subprocess.run(
-            compiler[:1] + reach + compiler[1:] + ["-fsyntax-only", "-x", "c++", "-"],
+            compiler[:first_flag] + reach + compiler[first_flag:] + ["-fsyntax-only", "-x", "c++", "-"],
             input=f'#include "{part}"\n', capture_output=True, text=True)
 
     parts = sorted(PARTS.glob("*.hpp"))

@@ -14,9 +14,9 @@
 
 #include <doctest/doctest.h>
 
+#include "../../src/modules/module.hpp"
 #include "data.hpp"
 #include "loop.hpp"
-#include "../../src/modules/module.hpp"
 
 namespace test {
 
