@@ -14,6 +14,7 @@
 //
 //   config.hpp        the version, and the few knobs that are fixed at compile time
 //   error.hpp         the one list of errors; a value or an error
+//   function_ref.hpp  a callable lent for one call
 //   text.hpp          characters, case, tokens, quoted strings, numbers, escapes
 //   encoding.hpp      any octets as text: base64, hexadecimal
 //   uri.hpp           sip, sips and tel URIs: parse, print, compare, address-of-record
@@ -252,6 +253,43 @@ class [[nodiscard]] Result {
   Error error_{};
 };
 
+}  // namespace sipmsg
+
+// ======================================= function_ref.hpp =======================================
+
+// function_ref: a callable that is lent to a function for the time of one call.
+//
+// Where a template would be compiled once for every caller, a function that takes a FunctionRef is
+// compiled once. Left out on purpose: keeping what is lent, for which std::function is there.
+
+namespace sipmsg {
+namespace detail {
+
+template <class Signature>
+class FunctionRef;
+
+/// Lifetime: that of the callable, so it is an argument and never a member.
+template <class Returned, class... Arguments>
+class FunctionRef<Returned(Arguments...)> {
+ public:
+  template <class Callable>
+  FunctionRef(const Callable& callable) : callable_(&callable), call_(call<Callable>) {}
+
+  Returned operator()(Arguments... arguments) const {
+    return call_(callable_, std::forward<Arguments>(arguments)...);
+  }
+
+ private:
+  template <class Callable>
+  static Returned call(const void* callable, Arguments... arguments) {
+    return (*static_cast<const Callable*>(callable))(std::forward<Arguments>(arguments)...);
+  }
+
+  const void* callable_;
+  Returned (*call_)(const void*, Arguments...);
+};
+
+}  // namespace detail
 }  // namespace sipmsg
 
 // =========================================== text.hpp ===========================================
@@ -6788,23 +6826,35 @@ struct SettingTarget {
 /// stand in `[general]` too), and "regfile" for `[general]` of regfile.conf. The key "*" stands for
 /// every key of its section.
 struct SettingKey {
-  constexpr SettingKey(std::string_view in_section, std::string_view name, SettingKind what)
-      : section(in_section), key(name), kind(what) {}
+  using Number = std::uint64_t(const SettingTarget&);
+  using SetNumber = void(const SettingTarget&, std::uint64_t);
+  using Text = std::string&(const SettingTarget&);
+  using List = std::vector<std::string>&(const SettingTarget&);
+
+  constexpr SettingKey(std::string_view in_section, std::string_view name, SettingKind what,
+                       Number* get = nullptr, SetNumber* set = nullptr)
+      : section(in_section), key(name), number(get), set_number(set), kind(what) {}
+  constexpr SettingKey(std::string_view in_section, std::string_view name, Text* field)
+      : section(in_section), key(name), text(field), kind(SettingKind::text) {}
+  constexpr SettingKey(std::string_view in_section, std::string_view name, List* field)
+      : section(in_section), key(name), list(field), kind(SettingKind::list) {}
 
   std::string_view section;
   std::string_view key;
-  SettingKind kind;
   std::string_view reason;  ///< why it has no effect
   std::uint64_t minimum = 0;
   std::uint64_t maximum = 0;
+  const IniKeyword* keywords = nullptr;
+  union {            // which one says `kind`
+    Number* number;  ///< booleans and keywords too
+    Text* text;
+    List* list;
+  };
+  SetNumber* set_number = nullptr;
+  std::uint8_t keyword_count = 0;
+  SettingKind kind;
   OutOfRange out_of_range = OutOfRange::clamp;
   bool may_be_empty = true;
-  const IniKeyword* keywords = nullptr;
-  std::size_t keyword_count = 0;
-  std::uint64_t (*number)(const SettingTarget&) = nullptr;  ///< booleans and keywords too
-  void (*set_number)(const SettingTarget&, std::uint64_t) = nullptr;
-  std::string& (*text)(const SettingTarget&) = nullptr;
-  std::vector<std::string>& (*list)(const SettingTarget&) = nullptr;
 };
 
 namespace detail {
@@ -6838,21 +6888,21 @@ struct SettingRow {
   }
 
   static constexpr SettingKey boolean(std::string_view section, std::string_view key) {
-    return with_number(SettingKey(section, key, SettingKind::boolean));
+    return SettingKey(section, key, SettingKind::boolean, get, set);
   }
   static constexpr SettingKey number(std::string_view section, std::string_view key,
                                      std::uint64_t minimum, std::uint64_t maximum,
                                      OutOfRange out_of_range = OutOfRange::clamp) {
-    SettingKey row = with_number(SettingKey(section, key, SettingKind::number));
+    SettingKey row(section, key, SettingKind::number, get, set);
     row.minimum = minimum;
     row.maximum = maximum;
     row.out_of_range = out_of_range;
     return row;
   }
-  template <std::size_t count>
+  template <std::uint8_t count>
   static constexpr SettingKey keyword(std::string_view section, std::string_view key,
                                       const IniKeyword (&words)[count], OutOfRange out_of_range) {
-    SettingKey row = with_number(SettingKey(section, key, SettingKind::keyword));
+    SettingKey row(section, key, SettingKind::keyword, get, set);
     row.keywords = words;
     row.keyword_count = count;
     row.out_of_range = out_of_range;
@@ -6860,22 +6910,12 @@ struct SettingRow {
   }
   static constexpr SettingKey text(std::string_view section, std::string_view key,
                                    bool may_be_empty) {
-    SettingKey row(section, key, SettingKind::text);
-    row.text = setting_field<path...>;
+    SettingKey row(section, key, setting_field<path...>);
     row.may_be_empty = may_be_empty;
     return row;
   }
   static constexpr SettingKey list(std::string_view section, std::string_view key) {
-    SettingKey row(section, key, SettingKind::list);
-    row.list = setting_field<path...>;
-    return row;
-  }
-
- private:
-  static constexpr SettingKey with_number(SettingKey row) {
-    row.number = get;
-    row.set_number = set;
-    return row;
+    return SettingKey(section, key, setting_field<path...>);
   }
 };
 
@@ -7840,6 +7880,7 @@ class Slab {
   Slab& operator=(const Slab&) = delete;
   ~Slab() {
     for_each([this](Handle handle, T&) { destroy(handle); });
+    for (void* chunk : chunks_) delete[] static_cast<Cell*>(chunk);
   }
 
   template <class... Arguments>
@@ -7902,7 +7943,7 @@ class Slab {
 
   static T& object(Cell& cell) { return *std::launder(reinterpret_cast<T*>(cell.storage)); }
   Cell& cell_at(std::uint32_t index) const {
-    return chunks_[index / chunk_size][index % chunk_size];
+    return static_cast<Cell*>(chunks_[index / chunk_size])[index % chunk_size];
   }
   bool is_live(Handle handle) const {
     return handle.generation % 2 == 1 && handle.index < capacity() &&
@@ -7910,14 +7951,14 @@ class Slab {
   }
   void add_chunk() {
     const auto first = static_cast<std::uint32_t>(capacity());
-    chunks_.emplace_back(new Cell[chunk_size]);
+    chunks_.push_back(new Cell[chunk_size]);
     for (std::uint32_t i = chunk_size; i-- > 0;) {  // so that the lowest index is used first
       cell_at(first + i).next_free = first_free_;
       first_free_ = first + i;
     }
   }
 
-  std::vector<std::unique_ptr<Cell[]>> chunks_;
+  std::vector<void*> chunks_;  ///< arrays of Cell; the vector is of one type for all slabs
   std::uint32_t first_free_ = none;
   std::size_t size_ = 0;
 };
@@ -9483,11 +9524,12 @@ inline std::vector<BodyPart> body_parts(const RouteRequest& request) {
   return parts;
 }
 
+using UseParameter = FunctionRef<void(const std::string& name, std::string value)>;
+
 /// The parameters of one part; the first part's names have no number behind them. A description of
 /// a call is nobody's text (Yate).
-template <class Function>
-void for_each_body_parameter(const RouteRequest& request, const BodyPart& part, std::size_t number,
-                             Function use) {
+inline void for_each_body_parameter(const RouteRequest& request, const BodyPart& part,
+                                    std::size_t number, UseParameter use) {
   const auto media = parse_media_type(part.content_type.empty() ? "text/plain" : part.content_type);
   if (media && media->is("application", "sdp")) return;
   const std::string suffix = number == 0 ? std::string() : "." + std::to_string(number);
@@ -9512,8 +9554,7 @@ void for_each_body_parameter(const RouteRequest& request, const BodyPart& part, 
   }
 }
 
-template <class Function>
-void for_each_body_parameter(const RouteRequest& request, Function use) {
+inline void for_each_body_parameter(const RouteRequest& request, UseParameter use) {
   const std::vector<BodyPart> parts = body_parts(request);
   for (std::size_t i = 0; i < parts.size(); ++i) for_each_body_parameter(request, parts[i], i, use);
 }
@@ -11426,13 +11467,14 @@ class Login {
       std::vector<DigestChallenge> challenges = read_challenges(response, id);
       while (!challenges.empty()) {
         const std::string_view realm = challenges.front().realm;
-        const auto others = std::stable_partition(
-            challenges.begin(), challenges.end(),
-            [realm](const DigestChallenge& challenge) { return challenge.realm == realm; });
-        const auto count = static_cast<std::size_t>(others - challenges.begin());
-        const auto best = DigestClient::choose(challenges.data(), count);
-        if (best && take_one(is_proxy, challenges[*best], answered, cnonce)) is_worth_it = true;
-        challenges.erase(challenges.begin(), others);
+        std::vector<DigestChallenge> of_realm;
+        std::vector<DigestChallenge> others;
+        for (const DigestChallenge& challenge : challenges) {
+          (challenge.realm == realm ? of_realm : others).push_back(challenge);
+        }
+        const auto best = DigestClient::choose(of_realm.data(), of_realm.size());
+        if (best && take_one(is_proxy, of_realm[*best], answered, cnonce)) is_worth_it = true;
+        challenges.swap(others);
       }
     }
     return is_worth_it;
@@ -11583,9 +11625,12 @@ using LocateHandler = std::function<void(Error, std::vector<Flow>)>;
 /// proportion to their weights (RFC 2782, usage rules).
 inline void order_srv(std::vector<SrvRecord>& records, Random& random) {
   // Those of weight 0 first in their priority, so that they have a small chance, too.
-  std::sort(records.begin(), records.end(), [](const SrvRecord& a, const SrvRecord& b) {
+  const auto is_before = [](const SrvRecord& a, const SrvRecord& b) {
     return a.priority != b.priority ? a.priority < b.priority : a.weight < b.weight;
-  });
+  };
+  for (auto next = records.begin(); next != records.end(); ++next) {
+    std::rotate(std::upper_bound(records.begin(), next, *next, is_before), next, next + 1);
+  }
   for (auto first = records.begin(); first != records.end(); ++first) {
     std::uint64_t sum = 0;
     auto last = first;
@@ -13401,6 +13446,8 @@ constexpr std::uint64_t patience_ms(std::uint64_t received_ms, std::uint64_t now
 /// Sends the answers that are our own and not a recipient's.
 class OwnAnswers {
  public:
+  using AddHeaders = detail::FunctionRef<void(Output&)>;
+
   OwnAnswers(TransactionLayer& layer, ServerCounters& counters)
       : layer_(layer), counters_(counters), scratch_(new char[detail::relay_scratch_size]) {}
 
@@ -13419,7 +13466,6 @@ class OwnAnswers {
   /// A code that may not be sent is replaced by one that may: 408, which RFC 4320 4.2 forbids for
   /// all requests but INVITE, by 480; one that is no final code by 500. A phrase that cannot stand
   /// in a status line gives way to the usual one. `add_headers(Output&)` writes further headers.
-  template <class AddHeaders>
   void send(ServerTransaction server, int code, std::string_view phrase, AddHeaders add_headers) {
     code = sendable(code);
     const std::string_view answer = write(server, code, phrase, add_headers);
@@ -13429,7 +13475,6 @@ class OwnAnswers {
     send(server, code, phrase, [](Output&) {});
   }
   /// The same, and forgets the request: for challenges, of which a flood must leave nothing behind.
-  template <class AddHeaders>
   void send_statelessly(ServerTransaction server, int code, AddHeaders add_headers) {
     const std::string_view answer = write(server, code, {}, add_headers);
     if (answer.empty()) return;
@@ -13451,7 +13496,6 @@ class OwnAnswers {
 
   /// Empty for a request whose head does not fit, of some 60,000 octets: its sender's timer ends
   /// it.
-  template <class AddHeaders>
   std::string_view write(ServerTransaction server, int code, std::string_view phrase,
                          AddHeaders add_headers) {
     Output out(scratch_.get(), detail::relay_scratch_size);
@@ -14034,7 +14078,7 @@ class Proxy : public TransactionUser, private RelayUser {
   /// it.
   Proxy(const Settings& settings, const UserDirectory& users, Registrar& registrar, Sink& sink,
         ServerLog& log, const SipHashKey& secret)
-      : settings_(settings),
+      : settings_(std::make_shared<const Settings>(settings)),
         users_(&users),
         registrar_(registrar),
         sink_(sink),
@@ -14095,7 +14139,7 @@ class Proxy : public TransactionUser, private RelayUser {
   /// sizes and everything of the digest are those of the start. A handler may call this; then the
   /// users before must stay until it has returned.
   void reload(const Settings& settings, const UserDirectory& users) {
-    settings_ = settings;
+    settings_ = std::make_shared<const Settings>(settings);
     users_ = &users;
     apply_settings();
   }
@@ -14191,11 +14235,11 @@ class Proxy : public TransactionUser, private RelayUser {
     relays_.set_now(now_ms);
   }
   void apply_settings() {
-    answers_.set_server_name(settings_.user_agent);
-    answers_.set_retry_after(settings_.flood.retry_after_s);
+    answers_.set_server_name(settings_->user_agent);
+    answers_.set_retry_after(settings_->flood.retry_after_s);
     chain_.remove(users_handler_);
     users_handler_ =
-        chain_.add(static_cast<int>(settings_.route_priority),
+        chain_.add(static_cast<int>(settings_->route_priority),
                    [this](const RouteRequest& request) { return route_to_user(request); });
   }
 
@@ -14211,7 +14255,9 @@ class Proxy : public TransactionUser, private RelayUser {
   void on_register(ServerTransaction server, const MessageView& request, const Flow& from);
   void on_options(ServerTransaction server, const MessageView& request);
 
-  bool is_flood() const { return settings_.flood.events != 0 && events_ > settings_.flood.events; }
+  bool is_flood() const {
+    return settings_->flood.events != 0 && events_ > settings_->flood.events;
+  }
   bool is_flood_victim(const MessageView& message, const Flow& from) const;
   void refuse_method(ServerTransaction server);
   bool refuse_scheme(ServerTransaction server, const UriView& uri);
@@ -14229,8 +14275,8 @@ class Proxy : public TransactionUser, private RelayUser {
   static void read_names(Asked& asked);
   Verdict route_to_user(const RouteRequest& request) const;
   RouteContext context_of(const Asked& asked) const;
-  template <class Ask>
-  std::optional<Verdict> ask(Asked& asked, Ask ask_handlers);
+  using AskHandlers = detail::FunctionRef<Verdict(const RouteRequest&)>;
+  std::optional<Verdict> ask(Asked& asked, AskHandlers ask_handlers);
   void walk(Asked& asked);
   void decide(Asked& asked, const Verdict& verdict);
   void decide_next(const Asked& asked);
@@ -14258,7 +14304,7 @@ class Proxy : public TransactionUser, private RelayUser {
   void tell_registration(std::string_view user, const MessageView& request,
                          const RegisterOutcome& outcome);
 
-  Settings settings_;
+  std::shared_ptr<const Settings> settings_;  ///< never null
   const UserDirectory* users_;
   Registrar& registrar_;
   Sink& sink_;
@@ -14302,17 +14348,17 @@ inline void Proxy::on_request(ServerTransaction server, const MessageView& reque
                               const Flow& from) {
   switch (request.method()) {
     case Method::message:
-      if (settings_.message.enable) return on_message(server, request, from);
+      if (settings_->message.enable) return on_message(server, request, from);
       if (message_off_log_.admits(now_ms_)) {
         log_.log(Severity::warning,
                  "MESSAGE refused with 501: set [message] enable=yes in ysipchan.conf");
       }
       break;
     case Method::register_:
-      if (settings_.registrar.enable) return on_register(server, request, from);
+      if (settings_->registrar.enable) return on_register(server, request, from);
       break;
     case Method::options:
-      if (settings_.options_enable) return on_options(server, request);
+      if (settings_->options_enable) return on_options(server, request);
       break;
     // RFC 3261 9.2: only INVITE can be cancelled, and no INVITE is ever left unanswered here.
     case Method::cancel:
@@ -14335,16 +14381,16 @@ inline void Proxy::write_allow(Output& out) const {
     out.raw(separator).raw(method);
     separator = ", ";
   };
-  add(settings_.message.enable, "MESSAGE");
-  add(settings_.registrar.enable, "REGISTER");
-  add(settings_.options_enable, "OPTIONS");
+  add(settings_->message.enable, "MESSAGE");
+  add(settings_->registrar.enable, "REGISTER");
+  add(settings_->options_enable, "OPTIONS");
   out.raw("\r\n");
 }
 
 /// In a flood REGISTER, OPTIONS and the like over UDP are dropped unanswered, because their clients
 /// come back by themselves. MESSAGE never is.
 inline bool Proxy::is_flood_victim(const MessageView& message, const Flow& from) const {
-  if (!settings_.flood.protection || !is_flood() || from.transport != Transport::udp) return false;
+  if (!settings_->flood.protection || !is_flood() || from.transport != Transport::udp) return false;
   const Method method = message.method();
   return message.is_request() && (method == Method::register_ || method == Method::options ||
                                   method == Method::subscribe || method == Method::invite);
@@ -14425,7 +14471,7 @@ inline void Proxy::on_message(ServerTransaction server, const MessageView& reque
                               const Flow& from) {
   const auto uri = request.request_uri();
   if (refuse_scheme(server, *uri)) return;
-  const std::uint32_t most = settings_.max_forwards;
+  const std::uint32_t most = settings_->max_forwards;
   const std::uint32_t hops = std::min(request.max_forwards().value_or(most), most);
   if (hops == 0) return answers_.send(server, 483);
 
@@ -14474,14 +14520,14 @@ inline bool Proxy::refuse_route(const MessageView& request, Asked& asked) {
 /// a P-Asserted-Identity, which says for certain what nobody has checked (RFC 3325 5).
 inline bool Proxy::refuse_sender(const MessageView& request, const UriView& from, Asked& asked) {
   FieldList& removed = asked.request.removed;
-  if (!settings_.message.auth_required) {
+  if (!settings_->message.auth_required) {
     access_.find_own(request, ChallengeKind::www, removed);
     access_.find_own(request, ChallengeKind::proxy, removed);
     return false;
   }
   const ServerTransaction server = asked.request.server;
   const Flow& source = asked.request.source;
-  const bool by_proxy = settings_.message.auth_code == 407;
+  const bool by_proxy = settings_->message.auth_code == 407;
   const ChallengeKind kind = by_proxy ? ChallengeKind::proxy : ChallengeKind::www;
   const Identity identity =
       access_.identify(request, kind, *users_, source.remote.ip, now_ms_, removed);
@@ -14513,22 +14559,21 @@ inline void Proxy::read_names(Asked& asked) {
 inline RouteContext Proxy::context_of(const Asked& asked) const {
   RouteContext context;
   context.listener = sink_.listener_name(asked.request.source);
-  for (const ListenerSettings& listener : settings_.listeners) {
+  for (const ListenerSettings& listener : settings_->listeners) {
     if (listener.name == context.listener) context.role = listener.role;
   }
-  context.realm = settings_.digest.realm;
+  context.realm = settings_->digest.realm;
   context.to_tag = layer_.to_tag(asked.request.server);
   context.hops = asked.request.max_forwards;
-  context.body_encoding = settings_.body_encoding;
-  context.initial_headers = settings_.initial_headers;
+  context.body_encoding = settings_->body_encoding;
+  context.initial_headers = settings_->initial_headers;
   const std::string_view username = asked.username.view();
   context.user = users_->find(username.empty() ? asked.caller : username);
   return context;
 }
 
-/// What `ask_handlers(const RouteRequest&)` says; nothing where it says so later.
-template <class Ask>
-std::optional<Verdict> Proxy::ask(Asked& asked, Ask ask_handlers) {
+/// What they say; nothing where they say so later.
+inline std::optional<Verdict> Proxy::ask(Asked& asked, AskHandlers ask_handlers) {
   const ShortText caller = ShortText::unescaped(asked.caller);
   const ShortText called = ShortText::unescaped(asked.called);
   const RouteKey key = waiting_.create();
@@ -14575,7 +14620,7 @@ inline void Proxy::decide_next(const Asked& asked) {
   }
   // RFC 3261 16.7 step 6, as in RelaySet.
   if (asked.undelivered_code == 503) return refuse(asked, 500, "Recipient Unavailable");
-  if (asked.undelivered_code != settings_.message.offline_code) {
+  if (asked.undelivered_code != settings_->message.offline_code) {
     return refuse(asked, asked.undelivered_code);
   }
   answers_.send(asked.request.server, asked.undelivered_code, {}, [&](Output& out) {
@@ -14607,7 +14652,7 @@ inline std::uint64_t Proxy::patience_of(const Asked& asked) const {
 }
 
 inline void Proxy::keep_waiting(const Asked& asked, RouteKey key) {
-  if (waiting_.size() > settings_.message.max_pending) {
+  if (waiting_.size() > settings_->message.max_pending) {
     waiting_.destroy(key);
     if (waiting_log_.admits(now_ms_)) {
       log_.log(Severity::warning,
@@ -14619,7 +14664,7 @@ inline void Proxy::keep_waiting(const Asked& asked, RouteKey key) {
   std::unique_ptr<Waiting>& waiting = waiting_.at(key.index);
   waiting = std::make_unique<Waiting>(asked, key.index);
   const std::uint64_t deadline_ms =
-      std::min(std::uint64_t{1000} * settings_.message.handler_deadline_s, patience_of(asked));
+      std::min(std::uint64_t{1000} * settings_->message.handler_deadline_s, patience_of(asked));
   timers_.queue(deadline_ms).start(waiting->timer, now_ms_);
 }
 
@@ -14664,7 +14709,7 @@ inline Verdict Proxy::route_to_user(const RouteRequest& request) const {
 
 inline bool Proxy::is_known(std::string_view name) const {
   if (name.empty()) return false;
-  return settings_.registrar.accept_any_user || settings_.registrar.autocreate ||
+  return settings_->registrar.accept_any_user || settings_->registrar.autocreate ||
          users_->knows(name);
 }
 
@@ -14683,7 +14728,7 @@ inline void Proxy::forward(Asked& asked, const std::vector<std::string>& uris) {
   for (const std::string& uri : uris) add_uri(uri);
   Message altered;
   if (!alter(asked, altered)) return refuse(asked, 500);
-  if (target_count_ == 0) return refuse_undelivered(asked, settings_.message.offline_code);
+  if (target_count_ == 0) return refuse_undelivered(asked, settings_->message.offline_code);
   asked.request.username = asked.username.view();
   const int code = relays_.start(asked.request, targets_.data(), target_count_);
   if (code == 480) return refuse_undelivered(asked, code);
@@ -14780,7 +14825,7 @@ inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::
   if (!outgoing.call_id.empty() && !detail::is_call_id(outgoing.call_id)) {
     return ErrorCode::bad_call_id;
   }
-  if (own_.size() >= settings_.max_transactions) return ErrorCode::limit_reached;
+  if (own_.size() >= settings_->max_transactions) return ErrorCode::limit_reached;
   std::string text(max_message_size, '\0');
   Output out(&text[0], text.size());
   write_own(out, outgoing, *to, *from);
@@ -14798,7 +14843,7 @@ inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::
   request.message = &message.value();
   request.received_ms = now_ms_;
   request.loop_hash = relays_.loop_hash(*message);
-  request.max_forwards = settings_.max_forwards;
+  request.max_forwards = settings_->max_forwards;
   target_count_ = 0;
   const ShortText user = ShortText::unescaped(to->uri.user);
   if (outgoing.next_hop) {
@@ -14811,7 +14856,7 @@ inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::
     add_binding(user.view(), outgoing.request_uri);
   }
   if (target_count_ == 0) {
-    own.refused_with = is_known(user.view()) ? settings_.message.offline_code : 404;
+    own.refused_with = is_known(user.view()) ? settings_->message.offline_code : 404;
   } else {
     own.refused_with = relays_.start(request, targets_.data(), target_count_);
   }
@@ -14831,7 +14876,7 @@ inline void Proxy::write_own(Output& out, const Outgoing& outgoing, const NameAd
     return {token.data(), token.size()};
   };
   out.raw("MESSAGE ").word(to.uri.text).raw(" SIP/2.0\r\n");
-  write_header(out, HeaderId::max_forwards, settings_.max_forwards);
+  write_header(out, HeaderId::max_forwards, settings_->max_forwards);
   out.raw("From: ").value(detail::party_text(from)).raw(";tag=").token(fresh()).raw("\r\n");
   out.raw("To: ").value(detail::party_text(to)).raw("\r\n");
   const std::string_view call_id = outgoing.call_id;
@@ -14839,7 +14884,7 @@ inline void Proxy::write_own(Output& out, const Outgoing& outgoing, const NameAd
   own_cseq_ = (own_cseq_ + 1) & 0x7fffffff;
   out.raw("CSeq: ").number(own_cseq_).raw(" MESSAGE\r\n");
   for (const auto& header : outgoing.headers) write_header(out, header.first, header.second);
-  write_header(out, HeaderId::user_agent, settings_.user_agent);
+  write_header(out, HeaderId::user_agent, settings_->user_agent);
   write_body(out, outgoing.body.empty() ? std::string_view() : outgoing.content_type,
              outgoing.body);
 }
@@ -14886,7 +14931,7 @@ inline void Proxy::on_register(ServerTransaction server, const MessageView& requ
   if (refuse_extensions(server, request, HeaderId::require, "path")) return;
   // Who that is has to be proved before anything is said of the address.
   const UserSettings* user = nullptr;
-  if (settings_.registrar.auth_required) {
+  if (settings_->registrar.auth_required) {
     FieldList own;
     const Identity identity =
         access_.identify(request, ChallengeKind::www, *users_, from.remote.ip, now_ms_, own);
@@ -14962,8 +15007,8 @@ inline void Proxy::write_registration(Output& out, std::string_view user,
   out.raw("X-Real-Contact: <");
   write_contact_outside_nat(out, outcome.nat_contact, outcome.nat_address);
   out.raw(">\r\n");
-  if (settings_.registrar.nat_refresh_s != 0) {
-    out.raw("P-NAT-Refresh: ").number(settings_.registrar.nat_refresh_s).raw("\r\n");
+  if (settings_->registrar.nat_refresh_s != 0) {
+    out.raw("P-NAT-Refresh: ").number(settings_->registrar.nat_refresh_s).raw("\r\n");
   }
 }
 
@@ -18251,7 +18296,7 @@ class ServerCore final : public TransportReceiver,
  public:
   ServerCore(std::unique_ptr<Loop> loop, const Settings& settings, const SipHashKey& secret)
       : Alarm(*loop),
-        settings_(settings),
+        settings_(std::make_shared<const Settings>(settings)),
         loop_(std::move(loop)),
         transports_(*loop_, *this, transport_options(settings)),
         users_(make_users(settings)),
@@ -18354,7 +18399,7 @@ class ServerCore final : public TransportReceiver,
   void report_save(Error error);
   std::string bindings_text() { return registrar_.save(loop_->now_ms(), unix_time_s()); }
 
-  Settings settings_;
+  std::shared_ptr<const Settings> settings_;  ///< never null
   std::shared_ptr<LogHandler> log_;
   std::unique_ptr<Loop> loop_;
   Transports transports_;
@@ -18428,7 +18473,7 @@ inline StartError ServerCore::listen(const ListenerSettings& listener) {
 
 inline StartError ServerCore::start() {
   if (loop_->error()) return {loop_->error(), "the loop"};
-  for (const ListenerSettings& listener : settings_.listeners) {
+  for (const ListenerSettings& listener : settings_->listeners) {
     if (!listener.enable) continue;
     if (StartError error = listen(listener)) return error;
   }
@@ -18444,10 +18489,10 @@ inline StartError ServerCore::start() {
 /// What [general] domains lists; by default whatever somebody may rightly call this server.
 inline OwnDomains ServerCore::own_domains() const {
   OwnDomains domains;
-  for (const std::string& domain : settings_.domains) domains.add(domain);
-  if (!settings_.domains.empty()) return domains;
+  for (const std::string& domain : settings_->domains) domains.add(domain);
+  if (!settings_->domains.empty()) return domains;
   domains.add("localhost");
-  domains.add(settings_.digest.realm);
+  domains.add(settings_->digest.realm);
   domains.add(host_name());
   for (const Listener& listener : transports_.listeners()) domains.add(listener.address.ip);
   for (const InterfaceAddress& interface : interface_addresses()) domains.add(interface.ip);
@@ -18459,7 +18504,7 @@ inline void ServerCore::reload(const Settings& settings) {
   proxy_.reload(settings, *users);
   previous_users_ = std::exchange(users_, std::move(users));
   registrar_.set_options(registrar_options(settings));
-  settings_ = settings;
+  settings_ = std::make_shared<const Settings>(settings);
   proxy_.set_domains(own_domains());
   rearm();
 }
@@ -18470,7 +18515,7 @@ inline HandlerChain::Id ServerCore::add_async_handler(int priority, RouteHandler
   return proxy_.handlers().add(
       priority, [this, shared, filter = std::move(filter)](const RouteRequest& request) {
         if (filter && !filter(request)) return Verdict::next();
-        if (!settings_.message.async_process) return run_guarded(*shared, request);
+        if (!settings_->message.async_process) return run_guarded(*shared, request);
         return run_in_pool(shared, request);
       });
 }
@@ -18507,15 +18552,15 @@ inline Verdict ServerCore::run_in_pool(const std::shared_ptr<RouteHandler>& hand
 
 inline void ServerCore::load_bindings() {
   last_save_ms_ = loop_->now_ms();
-  if (settings_.registrar.file.empty()) return;
-  bindings_file_ = std::make_shared<BindingsFile>(settings_.registrar.file);
+  if (settings_->registrar.file.empty()) return;
+  bindings_file_ = std::make_shared<BindingsFile>(settings_->registrar.file);
   FileSource source;
   Ini file;
   Diagnostics diagnostics;
   if (load_ini(source, bindings_file_->path(), {}, file, diagnostics)) return;  // the first start
   const auto keep = [this](std::string_view user, Flow& flow) {
     flow.socket = 0;
-    return settings_.registrar.autocreate || users_->find(user) != nullptr;
+    return settings_->registrar.autocreate || users_->find(user) != nullptr;
   };
   const auto result = registrar_.load(file, loop_->now_ms(), unix_time_s(), keep);
   saved_revision_ = registrar_.revision();

@@ -8,9 +8,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "line_editor.hpp"
 
@@ -47,7 +47,7 @@ class Transcript {
   LineEditor& editor_;
   std::size_t columns_ = 80;
   std::size_t rows_ = 24;
-  std::deque<Entry> entries_;  ///< those on the screen, the last one next above the line
+  std::vector<Entry> entries_;  ///< those on the screen, the last one next above the line
 };
 
 }  // namespace program

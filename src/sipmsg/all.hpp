@@ -7,6 +7,7 @@
 // clang-format off
 #include "config.hpp"       // the version, and the few knobs that are fixed at compile time
 #include "error.hpp"        // the one list of errors; a value or an error
+#include "function_ref.hpp" // a callable lent for one call
 #include "text.hpp"         // characters, case, tokens, quoted strings, numbers, escapes
 #include "encoding.hpp"     // any octets as text: base64, hexadecimal
 #include "uri.hpp"          // sip, sips and tel URIs: parse, print, compare, address-of-record

@@ -68,9 +68,12 @@ using LocateHandler = std::function<void(Error, std::vector<Flow>)>;
 /// proportion to their weights (RFC 2782, usage rules).
 inline void order_srv(std::vector<SrvRecord>& records, Random& random) {
   // Those of weight 0 first in their priority, so that they have a small chance, too.
-  std::sort(records.begin(), records.end(), [](const SrvRecord& a, const SrvRecord& b) {
+  const auto is_before = [](const SrvRecord& a, const SrvRecord& b) {
     return a.priority != b.priority ? a.priority < b.priority : a.weight < b.weight;
-  });
+  };
+  for (auto next = records.begin(); next != records.end(); ++next) {
+    std::rotate(std::upper_bound(records.begin(), next, *next, is_before), next, next + 1);
+  }
   for (auto first = records.begin(); first != records.end(); ++first) {
     std::uint64_t sum = 0;
     auto last = first;

@@ -54,13 +54,14 @@ class Login {
       std::vector<DigestChallenge> challenges = read_challenges(response, id);
       while (!challenges.empty()) {
         const std::string_view realm = challenges.front().realm;
-        const auto others = std::stable_partition(
-            challenges.begin(), challenges.end(),
-            [realm](const DigestChallenge& challenge) { return challenge.realm == realm; });
-        const auto count = static_cast<std::size_t>(others - challenges.begin());
-        const auto best = DigestClient::choose(challenges.data(), count);
-        if (best && take_one(is_proxy, challenges[*best], answered, cnonce)) is_worth_it = true;
-        challenges.erase(challenges.begin(), others);
+        std::vector<DigestChallenge> of_realm;
+        std::vector<DigestChallenge> others;
+        for (const DigestChallenge& challenge : challenges) {
+          (challenge.realm == realm ? of_realm : others).push_back(challenge);
+        }
+        const auto best = DigestClient::choose(of_realm.data(), of_realm.size());
+        if (best && take_one(is_proxy, of_realm[*best], answered, cnonce)) is_worth_it = true;
+        challenges.swap(others);
       }
     }
     return is_worth_it;

@@ -20,6 +20,7 @@
 
 #include "content.hpp"
 #include "encoding.hpp"
+#include "function_ref.hpp"
 #include "message.hpp"
 #include "pool.hpp"
 #include "settings.hpp"
@@ -364,11 +365,12 @@ inline std::vector<BodyPart> body_parts(const RouteRequest& request) {
   return parts;
 }
 
+using UseParameter = FunctionRef<void(const std::string& name, std::string value)>;
+
 /// The parameters of one part; the first part's names have no number behind them. A description of
 /// a call is nobody's text (Yate).
-template <class Function>
-void for_each_body_parameter(const RouteRequest& request, const BodyPart& part, std::size_t number,
-                             Function use) {
+inline void for_each_body_parameter(const RouteRequest& request, const BodyPart& part,
+                                    std::size_t number, UseParameter use) {
   const auto media = parse_media_type(part.content_type.empty() ? "text/plain" : part.content_type);
   if (media && media->is("application", "sdp")) return;
   const std::string suffix = number == 0 ? std::string() : "." + std::to_string(number);
@@ -393,8 +395,7 @@ void for_each_body_parameter(const RouteRequest& request, const BodyPart& part, 
   }
 }
 
-template <class Function>
-void for_each_body_parameter(const RouteRequest& request, Function use) {
+inline void for_each_body_parameter(const RouteRequest& request, UseParameter use) {
   const std::vector<BodyPart> parts = body_parts(request);
   for (std::size_t i = 0; i < parts.size(); ++i) for_each_body_parameter(request, parts[i], i, use);
 }

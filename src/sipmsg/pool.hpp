@@ -10,7 +10,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <new>
 #include <utility>
 #include <vector>
@@ -147,6 +146,7 @@ class Slab {
   Slab& operator=(const Slab&) = delete;
   ~Slab() {
     for_each([this](Handle handle, T&) { destroy(handle); });
+    for (void* chunk : chunks_) delete[] static_cast<Cell*>(chunk);
   }
 
   template <class... Arguments>
@@ -209,7 +209,7 @@ class Slab {
 
   static T& object(Cell& cell) { return *std::launder(reinterpret_cast<T*>(cell.storage)); }
   Cell& cell_at(std::uint32_t index) const {
-    return chunks_[index / chunk_size][index % chunk_size];
+    return static_cast<Cell*>(chunks_[index / chunk_size])[index % chunk_size];
   }
   bool is_live(Handle handle) const {
     return handle.generation % 2 == 1 && handle.index < capacity() &&
@@ -217,14 +217,14 @@ class Slab {
   }
   void add_chunk() {
     const auto first = static_cast<std::uint32_t>(capacity());
-    chunks_.emplace_back(new Cell[chunk_size]);
+    chunks_.push_back(new Cell[chunk_size]);
     for (std::uint32_t i = chunk_size; i-- > 0;) {  // so that the lowest index is used first
       cell_at(first + i).next_free = first_free_;
       first_free_ = first + i;
     }
   }
 
-  std::vector<std::unique_ptr<Cell[]>> chunks_;
+  std::vector<void*> chunks_;  ///< arrays of Cell; the vector is of one type for all slabs
   std::uint32_t first_free_ = none;
   std::size_t size_ = 0;
 };

@@ -19,6 +19,7 @@
 #include "access.hpp"
 #include "agent.hpp"
 #include "alteration.hpp"
+#include "function_ref.hpp"
 #include "locate.hpp"
 #include "registrar.hpp"
 #include "relay.hpp"
@@ -81,7 +82,7 @@ class Proxy : public TransactionUser, private RelayUser {
   /// it.
   Proxy(const Settings& settings, const UserDirectory& users, Registrar& registrar, Sink& sink,
         ServerLog& log, const SipHashKey& secret)
-      : settings_(settings),
+      : settings_(std::make_shared<const Settings>(settings)),
         users_(&users),
         registrar_(registrar),
         sink_(sink),
@@ -142,7 +143,7 @@ class Proxy : public TransactionUser, private RelayUser {
   /// sizes and everything of the digest are those of the start. A handler may call this; then the
   /// users before must stay until it has returned.
   void reload(const Settings& settings, const UserDirectory& users) {
-    settings_ = settings;
+    settings_ = std::make_shared<const Settings>(settings);
     users_ = &users;
     apply_settings();
   }
@@ -238,11 +239,11 @@ class Proxy : public TransactionUser, private RelayUser {
     relays_.set_now(now_ms);
   }
   void apply_settings() {
-    answers_.set_server_name(settings_.user_agent);
-    answers_.set_retry_after(settings_.flood.retry_after_s);
+    answers_.set_server_name(settings_->user_agent);
+    answers_.set_retry_after(settings_->flood.retry_after_s);
     chain_.remove(users_handler_);
     users_handler_ =
-        chain_.add(static_cast<int>(settings_.route_priority),
+        chain_.add(static_cast<int>(settings_->route_priority),
                    [this](const RouteRequest& request) { return route_to_user(request); });
   }
 
@@ -258,7 +259,9 @@ class Proxy : public TransactionUser, private RelayUser {
   void on_register(ServerTransaction server, const MessageView& request, const Flow& from);
   void on_options(ServerTransaction server, const MessageView& request);
 
-  bool is_flood() const { return settings_.flood.events != 0 && events_ > settings_.flood.events; }
+  bool is_flood() const {
+    return settings_->flood.events != 0 && events_ > settings_->flood.events;
+  }
   bool is_flood_victim(const MessageView& message, const Flow& from) const;
   void refuse_method(ServerTransaction server);
   bool refuse_scheme(ServerTransaction server, const UriView& uri);
@@ -276,8 +279,8 @@ class Proxy : public TransactionUser, private RelayUser {
   static void read_names(Asked& asked);
   Verdict route_to_user(const RouteRequest& request) const;
   RouteContext context_of(const Asked& asked) const;
-  template <class Ask>
-  std::optional<Verdict> ask(Asked& asked, Ask ask_handlers);
+  using AskHandlers = detail::FunctionRef<Verdict(const RouteRequest&)>;
+  std::optional<Verdict> ask(Asked& asked, AskHandlers ask_handlers);
   void walk(Asked& asked);
   void decide(Asked& asked, const Verdict& verdict);
   void decide_next(const Asked& asked);
@@ -305,7 +308,7 @@ class Proxy : public TransactionUser, private RelayUser {
   void tell_registration(std::string_view user, const MessageView& request,
                          const RegisterOutcome& outcome);
 
-  Settings settings_;
+  std::shared_ptr<const Settings> settings_;  ///< never null
   const UserDirectory* users_;
   Registrar& registrar_;
   Sink& sink_;
@@ -349,17 +352,17 @@ inline void Proxy::on_request(ServerTransaction server, const MessageView& reque
                               const Flow& from) {
   switch (request.method()) {
     case Method::message:
-      if (settings_.message.enable) return on_message(server, request, from);
+      if (settings_->message.enable) return on_message(server, request, from);
       if (message_off_log_.admits(now_ms_)) {
         log_.log(Severity::warning,
                  "MESSAGE refused with 501: set [message] enable=yes in ysipchan.conf");
       }
       break;
     case Method::register_:
-      if (settings_.registrar.enable) return on_register(server, request, from);
+      if (settings_->registrar.enable) return on_register(server, request, from);
       break;
     case Method::options:
-      if (settings_.options_enable) return on_options(server, request);
+      if (settings_->options_enable) return on_options(server, request);
       break;
     // RFC 3261 9.2: only INVITE can be cancelled, and no INVITE is ever left unanswered here.
     case Method::cancel:
@@ -382,16 +385,16 @@ inline void Proxy::write_allow(Output& out) const {
     out.raw(separator).raw(method);
     separator = ", ";
   };
-  add(settings_.message.enable, "MESSAGE");
-  add(settings_.registrar.enable, "REGISTER");
-  add(settings_.options_enable, "OPTIONS");
+  add(settings_->message.enable, "MESSAGE");
+  add(settings_->registrar.enable, "REGISTER");
+  add(settings_->options_enable, "OPTIONS");
   out.raw("\r\n");
 }
 
 /// In a flood REGISTER, OPTIONS and the like over UDP are dropped unanswered, because their clients
 /// come back by themselves. MESSAGE never is.
 inline bool Proxy::is_flood_victim(const MessageView& message, const Flow& from) const {
-  if (!settings_.flood.protection || !is_flood() || from.transport != Transport::udp) return false;
+  if (!settings_->flood.protection || !is_flood() || from.transport != Transport::udp) return false;
   const Method method = message.method();
   return message.is_request() && (method == Method::register_ || method == Method::options ||
                                   method == Method::subscribe || method == Method::invite);
@@ -472,7 +475,7 @@ inline void Proxy::on_message(ServerTransaction server, const MessageView& reque
                               const Flow& from) {
   const auto uri = request.request_uri();
   if (refuse_scheme(server, *uri)) return;
-  const std::uint32_t most = settings_.max_forwards;
+  const std::uint32_t most = settings_->max_forwards;
   const std::uint32_t hops = std::min(request.max_forwards().value_or(most), most);
   if (hops == 0) return answers_.send(server, 483);
 
@@ -521,14 +524,14 @@ inline bool Proxy::refuse_route(const MessageView& request, Asked& asked) {
 /// a P-Asserted-Identity, which says for certain what nobody has checked (RFC 3325 5).
 inline bool Proxy::refuse_sender(const MessageView& request, const UriView& from, Asked& asked) {
   FieldList& removed = asked.request.removed;
-  if (!settings_.message.auth_required) {
+  if (!settings_->message.auth_required) {
     access_.find_own(request, ChallengeKind::www, removed);
     access_.find_own(request, ChallengeKind::proxy, removed);
     return false;
   }
   const ServerTransaction server = asked.request.server;
   const Flow& source = asked.request.source;
-  const bool by_proxy = settings_.message.auth_code == 407;
+  const bool by_proxy = settings_->message.auth_code == 407;
   const ChallengeKind kind = by_proxy ? ChallengeKind::proxy : ChallengeKind::www;
   const Identity identity =
       access_.identify(request, kind, *users_, source.remote.ip, now_ms_, removed);
@@ -560,22 +563,21 @@ inline void Proxy::read_names(Asked& asked) {
 inline RouteContext Proxy::context_of(const Asked& asked) const {
   RouteContext context;
   context.listener = sink_.listener_name(asked.request.source);
-  for (const ListenerSettings& listener : settings_.listeners) {
+  for (const ListenerSettings& listener : settings_->listeners) {
     if (listener.name == context.listener) context.role = listener.role;
   }
-  context.realm = settings_.digest.realm;
+  context.realm = settings_->digest.realm;
   context.to_tag = layer_.to_tag(asked.request.server);
   context.hops = asked.request.max_forwards;
-  context.body_encoding = settings_.body_encoding;
-  context.initial_headers = settings_.initial_headers;
+  context.body_encoding = settings_->body_encoding;
+  context.initial_headers = settings_->initial_headers;
   const std::string_view username = asked.username.view();
   context.user = users_->find(username.empty() ? asked.caller : username);
   return context;
 }
 
-/// What `ask_handlers(const RouteRequest&)` says; nothing where it says so later.
-template <class Ask>
-std::optional<Verdict> Proxy::ask(Asked& asked, Ask ask_handlers) {
+/// What they say; nothing where they say so later.
+inline std::optional<Verdict> Proxy::ask(Asked& asked, AskHandlers ask_handlers) {
   const ShortText caller = ShortText::unescaped(asked.caller);
   const ShortText called = ShortText::unescaped(asked.called);
   const RouteKey key = waiting_.create();
@@ -622,7 +624,7 @@ inline void Proxy::decide_next(const Asked& asked) {
   }
   // RFC 3261 16.7 step 6, as in RelaySet.
   if (asked.undelivered_code == 503) return refuse(asked, 500, "Recipient Unavailable");
-  if (asked.undelivered_code != settings_.message.offline_code) {
+  if (asked.undelivered_code != settings_->message.offline_code) {
     return refuse(asked, asked.undelivered_code);
   }
   answers_.send(asked.request.server, asked.undelivered_code, {}, [&](Output& out) {
@@ -654,7 +656,7 @@ inline std::uint64_t Proxy::patience_of(const Asked& asked) const {
 }
 
 inline void Proxy::keep_waiting(const Asked& asked, RouteKey key) {
-  if (waiting_.size() > settings_.message.max_pending) {
+  if (waiting_.size() > settings_->message.max_pending) {
     waiting_.destroy(key);
     if (waiting_log_.admits(now_ms_)) {
       log_.log(Severity::warning,
@@ -666,7 +668,7 @@ inline void Proxy::keep_waiting(const Asked& asked, RouteKey key) {
   std::unique_ptr<Waiting>& waiting = waiting_.at(key.index);
   waiting = std::make_unique<Waiting>(asked, key.index);
   const std::uint64_t deadline_ms =
-      std::min(std::uint64_t{1000} * settings_.message.handler_deadline_s, patience_of(asked));
+      std::min(std::uint64_t{1000} * settings_->message.handler_deadline_s, patience_of(asked));
   timers_.queue(deadline_ms).start(waiting->timer, now_ms_);
 }
 
@@ -711,7 +713,7 @@ inline Verdict Proxy::route_to_user(const RouteRequest& request) const {
 
 inline bool Proxy::is_known(std::string_view name) const {
   if (name.empty()) return false;
-  return settings_.registrar.accept_any_user || settings_.registrar.autocreate ||
+  return settings_->registrar.accept_any_user || settings_->registrar.autocreate ||
          users_->knows(name);
 }
 
@@ -730,7 +732,7 @@ inline void Proxy::forward(Asked& asked, const std::vector<std::string>& uris) {
   for (const std::string& uri : uris) add_uri(uri);
   Message altered;
   if (!alter(asked, altered)) return refuse(asked, 500);
-  if (target_count_ == 0) return refuse_undelivered(asked, settings_.message.offline_code);
+  if (target_count_ == 0) return refuse_undelivered(asked, settings_->message.offline_code);
   asked.request.username = asked.username.view();
   const int code = relays_.start(asked.request, targets_.data(), target_count_);
   if (code == 480) return refuse_undelivered(asked, code);
@@ -827,7 +829,7 @@ inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::
   if (!outgoing.call_id.empty() && !detail::is_call_id(outgoing.call_id)) {
     return ErrorCode::bad_call_id;
   }
-  if (own_.size() >= settings_.max_transactions) return ErrorCode::limit_reached;
+  if (own_.size() >= settings_->max_transactions) return ErrorCode::limit_reached;
   std::string text(max_message_size, '\0');
   Output out(&text[0], text.size());
   write_own(out, outgoing, *to, *from);
@@ -845,7 +847,7 @@ inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::
   request.message = &message.value();
   request.received_ms = now_ms_;
   request.loop_hash = relays_.loop_hash(*message);
-  request.max_forwards = settings_.max_forwards;
+  request.max_forwards = settings_->max_forwards;
   target_count_ = 0;
   const ShortText user = ShortText::unescaped(to->uri.user);
   if (outgoing.next_hop) {
@@ -858,7 +860,7 @@ inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::
     add_binding(user.view(), outgoing.request_uri);
   }
   if (target_count_ == 0) {
-    own.refused_with = is_known(user.view()) ? settings_.message.offline_code : 404;
+    own.refused_with = is_known(user.view()) ? settings_->message.offline_code : 404;
   } else {
     own.refused_with = relays_.start(request, targets_.data(), target_count_);
   }
@@ -878,7 +880,7 @@ inline void Proxy::write_own(Output& out, const Outgoing& outgoing, const NameAd
     return {token.data(), token.size()};
   };
   out.raw("MESSAGE ").word(to.uri.text).raw(" SIP/2.0\r\n");
-  write_header(out, HeaderId::max_forwards, settings_.max_forwards);
+  write_header(out, HeaderId::max_forwards, settings_->max_forwards);
   out.raw("From: ").value(detail::party_text(from)).raw(";tag=").token(fresh()).raw("\r\n");
   out.raw("To: ").value(detail::party_text(to)).raw("\r\n");
   const std::string_view call_id = outgoing.call_id;
@@ -886,7 +888,7 @@ inline void Proxy::write_own(Output& out, const Outgoing& outgoing, const NameAd
   own_cseq_ = (own_cseq_ + 1) & 0x7fffffff;
   out.raw("CSeq: ").number(own_cseq_).raw(" MESSAGE\r\n");
   for (const auto& header : outgoing.headers) write_header(out, header.first, header.second);
-  write_header(out, HeaderId::user_agent, settings_.user_agent);
+  write_header(out, HeaderId::user_agent, settings_->user_agent);
   write_body(out, outgoing.body.empty() ? std::string_view() : outgoing.content_type,
              outgoing.body);
 }
@@ -933,7 +935,7 @@ inline void Proxy::on_register(ServerTransaction server, const MessageView& requ
   if (refuse_extensions(server, request, HeaderId::require, "path")) return;
   // Who that is has to be proved before anything is said of the address.
   const UserSettings* user = nullptr;
-  if (settings_.registrar.auth_required) {
+  if (settings_->registrar.auth_required) {
     FieldList own;
     const Identity identity =
         access_.identify(request, ChallengeKind::www, *users_, from.remote.ip, now_ms_, own);
@@ -1009,8 +1011,8 @@ inline void Proxy::write_registration(Output& out, std::string_view user,
   out.raw("X-Real-Contact: <");
   write_contact_outside_nat(out, outcome.nat_contact, outcome.nat_address);
   out.raw(">\r\n");
-  if (settings_.registrar.nat_refresh_s != 0) {
-    out.raw("P-NAT-Refresh: ").number(settings_.registrar.nat_refresh_s).raw("\r\n");
+  if (settings_->registrar.nat_refresh_s != 0) {
+    out.raw("P-NAT-Refresh: ").number(settings_->registrar.nat_refresh_s).raw("\r\n");
   }
 }
 

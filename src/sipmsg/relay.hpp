@@ -18,6 +18,7 @@
 #include <string_view>
 
 #include "access.hpp"
+#include "function_ref.hpp"
 #include "hash.hpp"
 #include "ini.hpp"
 #include "pool.hpp"
@@ -87,6 +88,8 @@ constexpr std::uint64_t patience_ms(std::uint64_t received_ms, std::uint64_t now
 /// Sends the answers that are our own and not a recipient's.
 class OwnAnswers {
  public:
+  using AddHeaders = detail::FunctionRef<void(Output&)>;
+
   OwnAnswers(TransactionLayer& layer, ServerCounters& counters)
       : layer_(layer), counters_(counters), scratch_(new char[detail::relay_scratch_size]) {}
 
@@ -105,7 +108,6 @@ class OwnAnswers {
   /// A code that may not be sent is replaced by one that may: 408, which RFC 4320 4.2 forbids for
   /// all requests but INVITE, by 480; one that is no final code by 500. A phrase that cannot stand
   /// in a status line gives way to the usual one. `add_headers(Output&)` writes further headers.
-  template <class AddHeaders>
   void send(ServerTransaction server, int code, std::string_view phrase, AddHeaders add_headers) {
     code = sendable(code);
     const std::string_view answer = write(server, code, phrase, add_headers);
@@ -115,7 +117,6 @@ class OwnAnswers {
     send(server, code, phrase, [](Output&) {});
   }
   /// The same, and forgets the request: for challenges, of which a flood must leave nothing behind.
-  template <class AddHeaders>
   void send_statelessly(ServerTransaction server, int code, AddHeaders add_headers) {
     const std::string_view answer = write(server, code, {}, add_headers);
     if (answer.empty()) return;
@@ -137,7 +138,6 @@ class OwnAnswers {
 
   /// Empty for a request whose head does not fit, of some 60,000 octets: its sender's timer ends
   /// it.
-  template <class AddHeaders>
   std::string_view write(ServerTransaction server, int code, std::string_view phrase,
                          AddHeaders add_headers) {
     Output out(scratch_.get(), detail::relay_scratch_size);

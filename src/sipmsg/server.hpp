@@ -107,7 +107,7 @@ class ServerCore final : public TransportReceiver,
  public:
   ServerCore(std::unique_ptr<Loop> loop, const Settings& settings, const SipHashKey& secret)
       : Alarm(*loop),
-        settings_(settings),
+        settings_(std::make_shared<const Settings>(settings)),
         loop_(std::move(loop)),
         transports_(*loop_, *this, transport_options(settings)),
         users_(make_users(settings)),
@@ -210,7 +210,7 @@ class ServerCore final : public TransportReceiver,
   void report_save(Error error);
   std::string bindings_text() { return registrar_.save(loop_->now_ms(), unix_time_s()); }
 
-  Settings settings_;
+  std::shared_ptr<const Settings> settings_;  ///< never null
   std::shared_ptr<LogHandler> log_;
   std::unique_ptr<Loop> loop_;
   Transports transports_;
@@ -284,7 +284,7 @@ inline StartError ServerCore::listen(const ListenerSettings& listener) {
 
 inline StartError ServerCore::start() {
   if (loop_->error()) return {loop_->error(), "the loop"};
-  for (const ListenerSettings& listener : settings_.listeners) {
+  for (const ListenerSettings& listener : settings_->listeners) {
     if (!listener.enable) continue;
     if (StartError error = listen(listener)) return error;
   }
@@ -300,10 +300,10 @@ inline StartError ServerCore::start() {
 /// What [general] domains lists; by default whatever somebody may rightly call this server.
 inline OwnDomains ServerCore::own_domains() const {
   OwnDomains domains;
-  for (const std::string& domain : settings_.domains) domains.add(domain);
-  if (!settings_.domains.empty()) return domains;
+  for (const std::string& domain : settings_->domains) domains.add(domain);
+  if (!settings_->domains.empty()) return domains;
   domains.add("localhost");
-  domains.add(settings_.digest.realm);
+  domains.add(settings_->digest.realm);
   domains.add(host_name());
   for (const Listener& listener : transports_.listeners()) domains.add(listener.address.ip);
   for (const InterfaceAddress& interface : interface_addresses()) domains.add(interface.ip);
@@ -315,7 +315,7 @@ inline void ServerCore::reload(const Settings& settings) {
   proxy_.reload(settings, *users);
   previous_users_ = std::exchange(users_, std::move(users));
   registrar_.set_options(registrar_options(settings));
-  settings_ = settings;
+  settings_ = std::make_shared<const Settings>(settings);
   proxy_.set_domains(own_domains());
   rearm();
 }
@@ -326,7 +326,7 @@ inline HandlerChain::Id ServerCore::add_async_handler(int priority, RouteHandler
   return proxy_.handlers().add(
       priority, [this, shared, filter = std::move(filter)](const RouteRequest& request) {
         if (filter && !filter(request)) return Verdict::next();
-        if (!settings_.message.async_process) return run_guarded(*shared, request);
+        if (!settings_->message.async_process) return run_guarded(*shared, request);
         return run_in_pool(shared, request);
       });
 }
@@ -363,15 +363,15 @@ inline Verdict ServerCore::run_in_pool(const std::shared_ptr<RouteHandler>& hand
 
 inline void ServerCore::load_bindings() {
   last_save_ms_ = loop_->now_ms();
-  if (settings_.registrar.file.empty()) return;
-  bindings_file_ = std::make_shared<BindingsFile>(settings_.registrar.file);
+  if (settings_->registrar.file.empty()) return;
+  bindings_file_ = std::make_shared<BindingsFile>(settings_->registrar.file);
   FileSource source;
   Ini file;
   Diagnostics diagnostics;
   if (load_ini(source, bindings_file_->path(), {}, file, diagnostics)) return;  // the first start
   const auto keep = [this](std::string_view user, Flow& flow) {
     flow.socket = 0;
-    return settings_.registrar.autocreate || users_->find(user) != nullptr;
+    return settings_->registrar.autocreate || users_->find(user) != nullptr;
   };
   const auto result = registrar_.load(file, loop_->now_ms(), unix_time_s(), keep);
   saved_revision_ = registrar_.revision();

@@ -194,23 +194,35 @@ struct SettingTarget {
 /// stand in `[general]` too), and "regfile" for `[general]` of regfile.conf. The key "*" stands for
 /// every key of its section.
 struct SettingKey {
-  constexpr SettingKey(std::string_view in_section, std::string_view name, SettingKind what)
-      : section(in_section), key(name), kind(what) {}
+  using Number = std::uint64_t(const SettingTarget&);
+  using SetNumber = void(const SettingTarget&, std::uint64_t);
+  using Text = std::string&(const SettingTarget&);
+  using List = std::vector<std::string>&(const SettingTarget&);
+
+  constexpr SettingKey(std::string_view in_section, std::string_view name, SettingKind what,
+                       Number* get = nullptr, SetNumber* set = nullptr)
+      : section(in_section), key(name), number(get), set_number(set), kind(what) {}
+  constexpr SettingKey(std::string_view in_section, std::string_view name, Text* field)
+      : section(in_section), key(name), text(field), kind(SettingKind::text) {}
+  constexpr SettingKey(std::string_view in_section, std::string_view name, List* field)
+      : section(in_section), key(name), list(field), kind(SettingKind::list) {}
 
   std::string_view section;
   std::string_view key;
-  SettingKind kind;
   std::string_view reason;  ///< why it has no effect
   std::uint64_t minimum = 0;
   std::uint64_t maximum = 0;
+  const IniKeyword* keywords = nullptr;
+  union {            // which one says `kind`
+    Number* number;  ///< booleans and keywords too
+    Text* text;
+    List* list;
+  };
+  SetNumber* set_number = nullptr;
+  std::uint8_t keyword_count = 0;
+  SettingKind kind;
   OutOfRange out_of_range = OutOfRange::clamp;
   bool may_be_empty = true;
-  const IniKeyword* keywords = nullptr;
-  std::size_t keyword_count = 0;
-  std::uint64_t (*number)(const SettingTarget&) = nullptr;  ///< booleans and keywords too
-  void (*set_number)(const SettingTarget&, std::uint64_t) = nullptr;
-  std::string& (*text)(const SettingTarget&) = nullptr;
-  std::vector<std::string>& (*list)(const SettingTarget&) = nullptr;
 };
 
 namespace detail {
@@ -244,21 +256,21 @@ struct SettingRow {
   }
 
   static constexpr SettingKey boolean(std::string_view section, std::string_view key) {
-    return with_number(SettingKey(section, key, SettingKind::boolean));
+    return SettingKey(section, key, SettingKind::boolean, get, set);
   }
   static constexpr SettingKey number(std::string_view section, std::string_view key,
                                      std::uint64_t minimum, std::uint64_t maximum,
                                      OutOfRange out_of_range = OutOfRange::clamp) {
-    SettingKey row = with_number(SettingKey(section, key, SettingKind::number));
+    SettingKey row(section, key, SettingKind::number, get, set);
     row.minimum = minimum;
     row.maximum = maximum;
     row.out_of_range = out_of_range;
     return row;
   }
-  template <std::size_t count>
+  template <std::uint8_t count>
   static constexpr SettingKey keyword(std::string_view section, std::string_view key,
                                       const IniKeyword (&words)[count], OutOfRange out_of_range) {
-    SettingKey row = with_number(SettingKey(section, key, SettingKind::keyword));
+    SettingKey row(section, key, SettingKind::keyword, get, set);
     row.keywords = words;
     row.keyword_count = count;
     row.out_of_range = out_of_range;
@@ -266,22 +278,12 @@ struct SettingRow {
   }
   static constexpr SettingKey text(std::string_view section, std::string_view key,
                                    bool may_be_empty) {
-    SettingKey row(section, key, SettingKind::text);
-    row.text = setting_field<path...>;
+    SettingKey row(section, key, setting_field<path...>);
     row.may_be_empty = may_be_empty;
     return row;
   }
   static constexpr SettingKey list(std::string_view section, std::string_view key) {
-    SettingKey row(section, key, SettingKind::list);
-    row.list = setting_field<path...>;
-    return row;
-  }
-
- private:
-  static constexpr SettingKey with_number(SettingKey row) {
-    row.number = get;
-    row.set_number = set;
-    return row;
+    return SettingKey(section, key, setting_field<path...>);
   }
 };
 
