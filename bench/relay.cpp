@@ -10,7 +10,6 @@
 // with one final answer. The server's user and system time divided by the messages is the figure;
 // the rate depends on this process, too, and on how noisy the machine is.
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -19,16 +18,14 @@
 #include <ctime>
 #include <string>
 
+#include "phone.hpp"
 #include "sipmsg.hpp"
+
+using namespace bench;
 
 namespace {
 
 constexpr int window = 64;
-
-[[noreturn]] void fail(const char* what) {
-  std::perror(what);
-  std::exit(1);
-}
 
 /// Runs a server until standard input of the pipe ends; writes its port into the other pipe first.
 [[noreturn]] void serve(int port_pipe, int end_pipe) {
@@ -73,81 +70,6 @@ constexpr int window = 64;
   std::_Exit(0);
 }
 
-/// A UDP socket connected to the server.
-class Phone {
- public:
-  explicit Phone(std::uint16_t server_port) : fd_(socket(AF_INET, SOCK_DGRAM, 0)) {
-    sockaddr_in server{};
-    server.sin_family = AF_INET;
-    server.sin_port = htons(server_port);
-    server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    const int size = 4 << 20;
-    setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
-    if (connect(fd_, reinterpret_cast<sockaddr*>(&server), sizeof server) != 0) fail("connect");
-    sockaddr_in own{};
-    socklen_t length = sizeof own;
-    getsockname(fd_, reinterpret_cast<sockaddr*>(&own), &length);
-    port_ = std::to_string(ntohs(own.sin_port));
-    timeval patience{2, 0};
-    setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-  }
-  void send(std::string_view octets) const {
-    if (::send(fd_, octets.data(), octets.size(), 0) < 0) fail("send");
-  }
-  std::string_view receive() {
-    const ssize_t size = recv(fd_, buffer_, sizeof buffer_, 0);
-    if (size < 0) fail("recv: the server is silent");
-    return {buffer_, static_cast<std::size_t>(size)};
-  }
-  const std::string& port() const { return port_; }
-
- private:
-  int fd_;
-  std::string port_;
-  char buffer_[65536];
-};
-
-void enroll(Phone& phone, const char* user) {
-  const std::string name(user);
-  phone.send("REGISTER sip:127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:" + phone.port() +
-             ";branch=z9hG4bKreg" + name + "\r\nMax-Forwards: 70\r\nFrom: <sip:" + name +
-             "@127.0.0.1>;tag=1\r\nTo: <sip:" + name + "@127.0.0.1>\r\nCall-ID: " + name +
-             "\r\nCSeq: 1 REGISTER\r\nContact: <sip:" + name + "@127.0.0.1:" + phone.port() +
-             ">\r\nContent-Length: 0\r\n\r\n");
-  if (phone.receive().substr(0, 11) != "SIP/2.0 200") fail("REGISTER");
-}
-
-std::string message(const Phone& from, int number, const std::string& body,
-                    const std::string& to = "bob") {
-  const std::string id = to + std::to_string(number);
-  return "MESSAGE sip:" + to + "@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1:" + from.port() +
-         ";branch=z9hG4bK" + id +
-         ";rport\r\nMax-Forwards: 70\r\nFrom: \"Alice\" "
-         "<sip:alice@127.0.0.1>;tag=D6kf2p\r\nTo: <sip:bob@127.0.0.1>\r\nCall-ID: c" +
-         id +
-         "\r\nCSeq: 20 MESSAGE\r\nContent-Type: text/plain\r\nUser-Agent: bench\r\n"
-         "Content-Length: " +
-         std::to_string(body.size()) + "\r\n\r\n" + body;
-}
-
-/// The 200 to a message, with all its Via.
-void answer(Phone& phone, std::string_view received) {
-  sipmsg::MessageView request;
-  if (request.parse(received)) fail("the relayed message");
-  char buffer[4096];
-  sipmsg::Output out(buffer, sizeof buffer);
-  write_status_line(out, 200, {});
-  for (std::string_view via : request.values(sipmsg::HeaderId::via)) {
-    out.raw("Via: ").raw(via).raw("\r\n");
-  }
-  for (sipmsg::HeaderId id : {sipmsg::HeaderId::from, sipmsg::HeaderId::to,
-                              sipmsg::HeaderId::call_id, sipmsg::HeaderId::cseq}) {
-    write_header(out, id, request.header(id));
-  }
-  write_body(out, {}, {});
-  phone.send(out.written());
-}
-
 double seconds(const timeval& time) {
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_usec) / 1e6;
 }
@@ -170,17 +92,18 @@ int main(int argc, char** argv) {
 
   Phone alice(port);
   Phone bob(port);
-  enroll(bob, "bob");
-  const Phone patient(port);
+  bob.enroll("bob");
+  Phone patient(port);
   const int slow = argc > 3 ? std::atoi(argv[3]) : 0;
-  for (int i = 0; i < slow; ++i) patient.send(message(patient, i, "", "slow"));
+  for (int i = 0; i < slow; ++i) patient.write("patient", "slow", i, "x");
   timespec begin{};
   clock_gettime(CLOCK_MONOTONIC, &begin);
   int sent = 0;
   int answered = 0;
   while (answered < count) {
-    for (; sent < count && sent - answered < window; ++sent) alice.send(message(alice, sent, body));
-    for (int i = answered; i < sent; ++i) answer(bob, bob.receive());
+    for (; sent < count && sent - answered < window; ++sent)
+      alice.write("alice", "bob", sent, body);
+    for (int i = answered; i < sent; ++i) bob.answer(bob.receive());
     for (; answered < sent; ++answered) {
       if (alice.receive().substr(0, 11) != "SIP/2.0 200") fail("an answer that is not 200");
     }

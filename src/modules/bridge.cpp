@@ -62,17 +62,20 @@ Bridge::Bridge(sipmsg::Server& server, Engine& engine, const sipmsg::Settings& s
     : server_(server), engine_(engine), realm_(settings.digest.realm) {
   handler_ = server_.add_handler(
       before_all, [this](const sipmsg::RouteRequest& request) { return on_route(request); });
-  users_ = engine_.install(std::string(users_module), "call.route",
-                           static_cast<int>(settings.route_priority),
-                           [this](const MessagePointer& message, const Answer& answer) {
-                             answer(route_to_user(*message));
-                           });
+  // Behind applications of the same priority: 100 is the default of all of them, and a rule or
+  // script that refuses a message must not depend on whether its recipient is online.
+  users_ = engine_.install_last(std::string(users_module), "call.route",
+                                static_cast<int>(settings.route_priority),
+                                [this](const MessagePointer& message, const Answer& answer) {
+                                  answer(route_to_user(*message));
+                                });
   const auto send_it = [this](const MessagePointer& message, Answer answer) {
     send(message, std::move(answer));
   };
-  execute_ = engine_.install(std::string(sip_module), "msg.execute", sip_priority, send_it);
+  execute_ = engine_.install_last(std::string(sip_module), "msg.execute", sip_priority, send_it);
   if (settings.generate) {
-    generate_ = engine_.install(std::string(sip_module), "xsip.generate", sip_priority, send_it);
+    generate_ =
+        engine_.install_last(std::string(sip_module), "xsip.generate", sip_priority, send_it);
   }
   server_.on_registration(
       [this](const sipmsg::RegistrationEvent& event) { on_registration(event); });

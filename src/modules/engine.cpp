@@ -45,18 +45,25 @@ struct Engine::Walk {
 
 Engine::Id Engine::install(std::string owner, std::string name, int priority, Handler handler,
                            Predicate filter) {
-  Entry entry;
-  entry.id = ++last_id_;
-  entry.priority = priority;
-  entry.owner = std::move(owner);
-  entry.name = std::move(name);
-  entry.filter = std::move(filter);
-  entry.handler = std::make_shared<Handler>(std::move(handler));
-  const auto place =
-      std::upper_bound(entries_.begin(), entries_.end(), priority,
-                       [](int wanted, const Entry& other) { return wanted < other.priority; });
+  return add({++last_id_, priority, std::move(owner), std::move(name), std::move(filter),
+              std::make_shared<Handler>(std::move(handler))});
+}
+
+Engine::Id Engine::install_last(std::string owner, std::string name, int priority,
+                                Handler handler) {
+  return add({--first_late_id_, priority, std::move(owner), std::move(name), nullptr,
+              std::make_shared<Handler>(std::move(handler))});
+}
+
+Engine::Id Engine::add(Entry entry) {
+  const Id id = entry.id;
+  const auto place = std::upper_bound(
+      entries_.begin(), entries_.end(), entry, [](const Entry& wanted, const Entry& other) {
+        return wanted.priority != other.priority ? wanted.priority < other.priority
+                                                 : wanted.id < other.id;
+      });
   entries_.insert(place, std::move(entry));
-  return last_id_;
+  return id;
 }
 
 bool Engine::uninstall(Id id) {

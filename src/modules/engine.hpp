@@ -106,6 +106,9 @@ class Engine {
   /// that pass `filter` (null: all) are offered. The id is for `uninstall`, and never 0.
   Id install(std::string owner, std::string name, int priority, Handler handler,
              Predicate filter = nullptr);
+  /// The same behind all others of that priority, also those that are installed later: for what the
+  /// server itself does where no application wants to do it.
+  Id install_last(std::string owner, std::string name, int priority, Handler handler);
   /// False where there is none of that id any more.
   bool uninstall(Id id);
 
@@ -136,6 +139,7 @@ class Engine {
   };
   struct Walk;
 
+  Id add(Entry entry);
   /// The next handler for that message behind a place in the order, or null.
   const Entry* next(const Message& message, int priority, Id id) const;
   static void note_passed(Message& message, const Entry& entry);
@@ -145,6 +149,7 @@ class Engine {
   std::vector<Entry> entries_;  ///< by priority, then by id
   std::vector<Watch> watches_;
   Id last_id_ = 0;
+  Id first_late_id_ = UINT32_MAX;  ///< of those installed last; they count downwards
   std::shared_ptr<char> alive_ = std::make_shared<char>();  ///< weakly held by answers
 };
 

@@ -4,6 +4,7 @@
 // and the server. All of them are listed in modules.cpp, each left out where Meson was told so.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -20,6 +21,14 @@ struct Context {
   sipmsg::LogHandler log;  ///< one line, without line end and without the module's name
 };
 
+/// How long a module may keep a message waiting at most, and where that is said; 0 where it keeps
+/// none waiting.
+struct LongestWait {
+  std::uint64_t ms = 0;
+  std::string file;
+  std::uint32_t line = 0;  ///< 0 where the file does not say it
+};
+
 class Module {
  public:
   virtual ~Module() = default;
@@ -34,6 +43,9 @@ class Module {
   virtual bool load(const std::string& directory, sipmsg::Diagnostics& diagnostics) = 0;
   /// Whether there is anything to do.
   virtual bool is_enabled() const = 0;
+  /// What is behind that time goes on to the next handler, which must be while its sender still
+  /// waits. Asked after `load`.
+  virtual LongestWait longest_wait() const { return {}; }
 
   /// Hooks itself in. The context stays until after `stop`.
   virtual void start(Context& context) = 0;

@@ -49,6 +49,21 @@ std::vector<std::unique_ptr<Module>> make_modules() {
   return modules;
 }
 
+/// A module that answers no sooner than the server gives up takes the message with it: its sender
+/// gets 504, and no further handler is asked.
+void remark_on_wait(const Module& module, const sipmsg::Settings& settings,
+                    sipmsg::Diagnostics& diagnostics) {
+  const LongestWait wait = module.longest_wait();
+  const std::uint64_t deadline_s = settings.message.handler_deadline_s;
+  if (!module.is_enabled() || wait.ms < deadline_s * 1000) return;
+  diagnostics.push_back(
+      {sipmsg::Severity::warning, wait.file, wait.line,
+       "a message may wait for an answer for " + std::to_string(wait.ms) +
+           " ms (timeout), but is refused with 504 after " + std::to_string(deadline_s) +
+           " s ([message] handler_deadline of ysipchan.conf): it goes on to the next handler only "
+           "where timeout is smaller"});
+}
+
 }  // namespace
 
 std::string module_names() {
@@ -62,10 +77,12 @@ std::string module_names() {
 
 Modules::Modules() : modules_(make_modules()) {}
 
-bool Modules::load(const std::string& directory, sipmsg::Diagnostics& diagnostics) {
+bool Modules::load(const std::string& directory, const sipmsg::Settings& settings,
+                   sipmsg::Diagnostics& diagnostics) {
   bool usable = true;
   for (const auto& module : modules_) {
     if (!module->load(directory, diagnostics)) usable = false;
+    remark_on_wait(*module, settings, diagnostics);
   }
   return usable;
 }

@@ -28,8 +28,10 @@ class Modules {
   Modules(const Modules&) = delete;
   Modules& operator=(const Modules&) = delete;
 
-  /// Has each module read its files in that directory. False where the server could not start so.
-  bool load(const std::string& directory, sipmsg::Diagnostics& diagnostics);
+  /// Has each module read its files in that directory, for a server with these settings. False
+  /// where it could not start so.
+  bool load(const std::string& directory, const sipmsg::Settings& settings,
+            sipmsg::Diagnostics& diagnostics);
   /// Starts what has something to do. The loop runs dry only after `stop`.
   void start(uv_loop_t* loop, sipmsg::Server& server, const sipmsg::Settings& settings,
              sipmsg::LogHandler log);
@@ -48,7 +50,7 @@ inline std::string module_names() { return "none"; }
 
 class Modules {
  public:
-  bool load(const std::string&, sipmsg::Diagnostics&) { return true; }
+  bool load(const std::string&, const sipmsg::Settings&, sipmsg::Diagnostics&) { return true; }
   void start(uv_loop_t*, sipmsg::Server&, const sipmsg::Settings&, const sipmsg::LogHandler&) {}
   void stop() {}
 };

@@ -9,7 +9,7 @@ bool load_configuration(const std::string& directory, sipmsg::Settings& settings
     return true;
   }
   const bool usable = !sipmsg::load_directory(directory, settings, diagnostics);
-  return extensions.load(directory, diagnostics) && usable;
+  return extensions.load(directory, settings, diagnostics) && usable;
 }
 
 void print(std::FILE* out, const sipmsg::Diagnostics& diagnostics) {

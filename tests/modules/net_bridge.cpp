@@ -116,6 +116,18 @@ TEST_CASE("the outcome of call.route is the sender's answer, as in Yate") {
   }
 }
 
+TEST_CASE("an application of the users' own priority comes before them, installed when it may") {
+  Fixture fixture;
+  fixture.bob->enroll(fixture.loop);
+  CHECK(fixture.write_to("bob") == 200);
+  fixture.handle("call.route", 100, [](modules::Message& message) {
+    message.set("reason", "forbidden");
+    return true;
+  });
+  CHECK(fixture.write_to("bob") == 403);
+  CHECK(fixture.bob->received.size() == 1);
+}
+
 TEST_CASE("whom nobody routes is 404, or what a parameter says; who is offline 405") {
   Fixture fixture;
   std::string reason;

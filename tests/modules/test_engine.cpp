@@ -47,6 +47,19 @@ TEST_CASE("handlers are asked by priority, ties in the order of installation") {
   CHECK(record.text == "a b c d not-handled");
 }
 
+TEST_CASE(
+    "what is installed last comes behind its equals, also those that come later, not others") {
+  Engine engine;
+  Record record;
+  const Engine::Id last = engine.install_last("m", "x", 100, noting(record, "last"));
+  engine.install("m", "x", 100, noting(record, "a"));
+  engine.install("m", "x", 101, noting(record, "behind"));
+  engine.install("m", "x", 100, noting(record, "b"));
+  engine.dispatch(message("x"), ending(record));
+  CHECK(record.text == "a b last behind not-handled");
+  CHECK(engine.uninstall(last));
+}
+
 TEST_CASE("the first handler that handles the message ends its walk") {
   Engine engine;
   Record record;

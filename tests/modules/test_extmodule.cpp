@@ -478,8 +478,8 @@ TEST_SUITE("extmodule: sessions") {
     stage.dispatch(message("m"));
     stage.wait(100);
     CHECK(stage.outcomes.size() == 1);
-    CHECK(stage.peer.wake_ms == 11000);
-    stage.wait(9900);
+    CHECK(stage.peer.wake_ms == 5000);
+    stage.wait(3900);
     CHECK(stage.outcomes.size() == 2);
   }
 
@@ -488,7 +488,7 @@ TEST_SUITE("extmodule: sessions") {
     stage.say("%%>install::m");
     stage.dispatch(message("m"));
     stage.dispatch(message("m"));
-    stage.wait(10000);
+    stage.wait(4000);
     CHECK(stage.peer.endings == std::vector<Ending>{Ending::broken});
     CHECK(stage.outcomes == std::vector<bool>{false, false});
     CHECK_FALSE(stage.engine.is_wanted("m"));
@@ -742,7 +742,7 @@ TEST_SUITE("extmodule: sessions") {
         {"disconnected:true", "disconnected:true:true"},
         {"trackparam:filter", "trackparam:filter:true"},
         {"reason:busy", "reason:busy:true"},
-        {"timeout:", "timeout:10000:true"},
+        {"timeout:", "timeout:4000:true"},
         {"timeout:1", "timeout:1:true"},
         {"timeout:0", "timeout:1:true"},
         {"timeout:99999999999", "timeout:600000:true"},

@@ -1,6 +1,8 @@
 """What the tests of the program share: starting it, talking SIP to it, a configuration to give it."""
+import hashlib
 import pathlib
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -46,11 +48,21 @@ class Served:
         self.process.communicate()
 
     def wait_for(self, wanted):
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
-            if wanted in line:
-                return line
+        """The next line with that in it."""
+        watchdog = threading.Timer(TIMEOUT_S, self.process.kill)  # which ends its output
+        watchdog.start()
+        try:
+            for line in self.process.stderr:
+                self.lines.append(line.rstrip("\n"))
+                if wanted in line:
+                    return line
+        finally:
+            watchdog.cancel()
         raise AssertionError(f"{wanted!r} never came; printed was {self.lines}")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait(TIMEOUT_S)
 
     def end(self, number=signal.SIGTERM):
         """Its exit status, and how long it took to end."""
@@ -147,6 +159,123 @@ class Phone:
                 f"Content-Length: {len(body)}\r\n\r\n")
         self.socket.sendto(head.encode() + body, self.server)
         return self.socket.recv(65536).decode()
+
+
+class Socket:
+    """A UDP socket of the loopback that talks to the server."""
+
+    def __init__(self, port):
+        self.server = ("127.0.0.1", port)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self.socket.bind(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.number = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def send(self, text):
+        try:
+            self.socket.sendto(text.encode(), self.server)
+        except ConnectionRefusedError:
+            pass  # of an earlier datagram: nobody listens there at the moment
+
+    def receive(self, wait_s=TIMEOUT_S):
+        """The next datagram, or None after `wait_s`."""
+        end = time.monotonic() + wait_s
+        while True:
+            ready, _, _ = select.select([self.socket], [], [], max(0, end - time.monotonic()))
+            if not ready:
+                return None
+            try:
+                return self.socket.recv(65536).decode()
+            except ConnectionRefusedError:
+                continue
+
+    def request(self, method, user, body="", headers="", sender="101"):
+        """The text of a new request, each with a transaction of its own."""
+        self.number += 1
+        uri = f"sip:{user}@127.0.0.1" if method == "MESSAGE" else "sip:127.0.0.1"
+        return (f"{method} {uri} SIP/2.0\r\n"
+                f"Via: SIP/2.0/UDP 127.0.0.1:{self.port};branch=z9hG4bK{self.port}-{self.number};rport\r\n"
+                f"Max-Forwards: 70\r\nFrom: \"Ann\" <sip:{sender}@127.0.0.1>;tag=1\r\n"
+                f"To: <sip:{user}@127.0.0.1>\r\nCall-ID: {self.port}-{self.number}\r\n"
+                f"CSeq: {self.number} {method}\r\n{headers}"
+                f"Content-Length: {len(body.encode())}\r\n\r\n{body}")
+
+    def ask(self, *arguments, password=None, **named):
+        """The code of the final answer; with a password the challenge before it is met."""
+        answer = self.transact(self.request(*arguments, **named))
+        if password is not None and code(answer) == 401:
+            sender = named.get("sender", "101")
+            named["headers"] = named.get("headers", "") + credentials(arguments[0], sender, password,
+                                                                      answer)
+            answer = self.transact(self.request(*arguments, **named))
+        return code(answer)
+
+    def transact(self, request):
+        """Sends a request until it is answered, as UDP wants it; the answer."""
+        call_id = header(request, "Call-ID")
+        for _ in range(TIMEOUT_S * 2):
+            self.send(request)
+            while answer := self.receive(0.5):
+                if answer.startswith("SIP/2.0 ") and header(answer, "Call-ID") == call_id:
+                    return answer
+        raise AssertionError(f"no answer to {request}")
+
+    def register(self, user, expires=3600, password=None):
+        return self.ask("REGISTER", user, sender=user, password=password,
+                        headers=f"Contact: <sip:{user}@127.0.0.1:{self.port}>\r\n"
+                                f"Expires: {expires}\r\n")
+
+    def answer(self, request, status="200 OK"):
+        kept = [line for line in request.split("\r\n\r\n")[0].split("\r\n")
+                if line.split(":")[0] in ("Via", "From", "To", "Call-ID", "CSeq")]
+        self.send("\r\n".join([f"SIP/2.0 {status}"] + kept + ["Content-Length: 0", "", ""]))
+
+    def take_message(self, status="200 OK", wait_s=TIMEOUT_S):
+        """The next MESSAGE, answered; None where none comes."""
+        end = time.monotonic() + wait_s
+        while (text := self.receive(max(0, end - time.monotonic()))) is not None:
+            if text.startswith("MESSAGE "):
+                self.answer(text, status)
+                return text
+        return None
+
+
+def header(text, name):
+    found = re.search(rf"^{name}: *(.*?)\r$", text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def credentials(method, user, password, challenge):
+    """The header that answers a 401: without qop, which every server must take (RFC 2617 3.2.2)."""
+    realm, nonce = (re.search(rf'{name}="([^"]*)"', challenge).group(1)
+                    for name in ("realm", "nonce"))
+    digest = lambda *parts: hashlib.md5(":".join(parts).encode()).hexdigest()
+    response = digest(digest(user, realm, password), nonce, digest(method, "sip:127.0.0.1"))
+    return (f'Authorization: Digest username="{user}", realm="{realm}", nonce="{nonce}", '
+            f'uri="sip:127.0.0.1", response="{response}", algorithm=MD5\r\n')
+
+
+def body_of(text):
+    return text.split("\r\n\r\n", 1)[1]
+
+
+def code(answer):
+    return int(answer.split(" ")[1])
+
+
+def wait_until(condition):
+    end = time.monotonic() + TIMEOUT_S
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("it never came to be")
+        time.sleep(0.01)
 
 
 def configuration(**files):

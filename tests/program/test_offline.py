@@ -17,120 +17,10 @@ import threading
 import time
 import unittest
 
-import support
-from support import TIMEOUT_S, free_port, run
+from support import TIMEOUT_S, Served, Socket, body_of, code, free_port, header, run, wait_until
 
 KILLS = 200
 SEED = 20260101
-
-
-class Served(support.Served):
-    """The server of a directory, which nothing waits for without end."""
-
-    def __init__(self, directory):
-        super().__init__("-c", directory)
-
-    def wait_for(self, wanted):
-        watchdog = threading.Timer(TIMEOUT_S, self.process.kill)  # which ends its output
-        watchdog.start()
-        try:
-            return super().wait_for(wanted)
-        finally:
-            watchdog.cancel()
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait(TIMEOUT_S)
-
-
-class Socket:
-    """A UDP socket of the loopback that talks to the server."""
-
-    def __init__(self, port):
-        self.server = ("127.0.0.1", port)
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        self.socket.bind(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        self.number = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.socket.close()
-
-    def send(self, text):
-        try:
-            self.socket.sendto(text.encode(), self.server)
-        except ConnectionRefusedError:
-            pass  # of an earlier datagram: nobody listens there at the moment
-
-    def receive(self, wait_s=TIMEOUT_S):
-        """The next datagram, or None after `wait_s`."""
-        end = time.monotonic() + wait_s
-        while True:
-            ready, _, _ = select.select([self.socket], [], [], max(0, end - time.monotonic()))
-            if not ready:
-                return None
-            try:
-                return self.socket.recv(65536).decode()
-            except ConnectionRefusedError:
-                continue
-
-    def request(self, method, user, body="", headers="", sender="101"):
-        """The text of a new request, each with a transaction of its own."""
-        self.number += 1
-        uri = f"sip:{user}@127.0.0.1" if method == "MESSAGE" else "sip:127.0.0.1"
-        return (f"{method} {uri} SIP/2.0\r\n"
-                f"Via: SIP/2.0/UDP 127.0.0.1:{self.port};branch=z9hG4bK{self.port}-{self.number};rport\r\n"
-                f"Max-Forwards: 70\r\nFrom: \"Ann\" <sip:{sender}@127.0.0.1>;tag=1\r\n"
-                f"To: <sip:{user}@127.0.0.1>\r\nCall-ID: {self.port}-{self.number}\r\n"
-                f"CSeq: {self.number} {method}\r\n{headers}"
-                f"Content-Length: {len(body.encode())}\r\n\r\n{body}")
-
-    def ask(self, *arguments, **named):
-        """Sends a request until it is answered, as UDP wants it; the answer's code."""
-        request = self.request(*arguments, **named)
-        call_id = header(request, "Call-ID")
-        for _ in range(TIMEOUT_S * 2):
-            self.send(request)
-            while answer := self.receive(0.5):
-                if answer.startswith("SIP/2.0 ") and header(answer, "Call-ID") == call_id:
-                    return code(answer)
-        raise AssertionError(f"no answer to {request}")
-
-    def register(self, user, expires=3600):
-        return self.ask("REGISTER", user, sender=user,
-                        headers=f"Contact: <sip:{user}@127.0.0.1:{self.port}>\r\n"
-                                f"Expires: {expires}\r\n")
-
-    def answer(self, request, status="200 OK"):
-        kept = [line for line in request.split("\r\n\r\n")[0].split("\r\n")
-                if line.split(":")[0] in ("Via", "From", "To", "Call-ID", "CSeq")]
-        self.send("\r\n".join([f"SIP/2.0 {status}"] + kept + ["Content-Length: 0", "", ""]))
-
-    def take_message(self, status="200 OK", wait_s=TIMEOUT_S):
-        """The next MESSAGE, answered; None where none comes."""
-        end = time.monotonic() + wait_s
-        while (text := self.receive(max(0, end - time.monotonic()))) is not None:
-            if text.startswith("MESSAGE "):
-                self.answer(text, status)
-                return text
-        return None
-
-
-def header(text, name):
-    found = re.search(rf"^{name}: *(.*?)\r$", text, re.MULTILINE)
-    return found.group(1) if found else None
-
-
-def body_of(text):
-    return text.split("\r\n\r\n", 1)[1]
-
-
-def code(answer):
-    return int(answer.split(" ")[1])
 
 
 class Setting:
@@ -159,25 +49,17 @@ class Setting:
         return sorted(path.name for path in spool.glob(f"*{ending}"))
 
 
-def wait_until(condition):
-    end = time.monotonic() + TIMEOUT_S
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError("it never came to be")
-        time.sleep(0.01)
-
-
 class Keeping(unittest.TestCase):
     def test_messages_are_kept_over_a_restart_and_delivered_in_order_as_they_were_sent(self):
         with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone:
-            with Served(setting.directory):
+            with Served("-c", setting.directory):
                 for text in ("one", "two", "three"):
                     self.assertEqual(sender.ask(
                         "MESSAGE", "102", text,
                         headers="Content-Type: text/html\r\nSubject: s\r\n"
                                 "Date: Wed, 26 Nov 2025 12:00:00 GMT\r\n"), 202)
                 self.assertEqual(len(setting.files()), 3)
-            with Served(setting.directory):
+            with Served("-c", setting.directory):
                 self.assertEqual(phone.register("102"), 200)
                 for text in ("one", "two", "three"):
                     message = phone.take_message()
@@ -197,7 +79,7 @@ class Keeping(unittest.TestCase):
 
     def test_a_phone_that_fails_gets_its_messages_when_it_registers_again(self):
         with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
-                Served(setting.directory) as it:
+                Served("-c", setting.directory) as it:
             for text in ("one", "two"):
                 self.assertEqual(sender.ask("MESSAGE", "102", text), 202)
             self.assertEqual(phone.register("102"), 200)
@@ -210,7 +92,7 @@ class Keeping(unittest.TestCase):
 
     def test_a_message_that_one_phone_cannot_take_is_kept_for_another(self):
         with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
-                Socket(setting.port) as other, Served(setting.directory) as it:
+                Socket(setting.port) as other, Served("-c", setting.directory) as it:
             for text in ("one", "two"):
                 self.assertEqual(sender.ask("MESSAGE", "102", text), 202)
             self.assertEqual(phone.register("102"), 200)
@@ -226,7 +108,7 @@ class Keeping(unittest.TestCase):
         composing = "Content-Type: application/im-iscomposing+xml\r\n"
         state = ("<isComposing xmlns='urn:ietf:params:xml:ns:im-iscomposing'>"
                  "<state>active</state></isComposing>")
-        with Setting() as setting, Socket(setting.port) as sender, Served(setting.directory):
+        with Setting() as setting, Socket(setting.port) as sender, Served("-c", setting.directory):
             self.assertEqual(sender.ask("MESSAGE", "nobody", "x"), 404)
             self.assertEqual(sender.ask("MESSAGE", "102", state, headers=composing), 480)
             self.assertEqual(sender.ask("MESSAGE", "102", "x", headers="Expires: 0\r\n"), 480)
@@ -234,7 +116,7 @@ class Keeping(unittest.TestCase):
 
     def test_a_refusal_by_a_phone_is_its_answer_also_where_it_is_that_for_the_offline(self):
         with Setting(offline_code=405) as setting, Socket(setting.port) as sender, \
-                Socket(setting.port) as phone, Served(setting.directory):
+                Socket(setting.port) as phone, Served("-c", setting.directory):
             self.assertEqual(phone.register("102"), 200)
             for status in ("486 Busy Here", "405 Method Not Allowed"):
                 request = sender.request("MESSAGE", "102", "x")
@@ -247,7 +129,7 @@ class Keeping(unittest.TestCase):
 
     def test_a_phone_that_is_there_and_cannot_be_reached_gets_its_messages_later(self):
         with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
-                Served(setting.directory):
+                Served("-c", setting.directory):
             self.assertEqual(phone.register("102"), 200)
             for status in ("480 Temporarily Unavailable", "503 Service Unavailable"):
                 request = sender.request("MESSAGE", "102", status)
@@ -260,7 +142,7 @@ class Keeping(unittest.TestCase):
             self.assertTrue(body_of(phone.take_message()).startswith("503"))
 
     def test_a_message_to_a_common_name_is_kept_for_each_who_answers_to_it(self):
-        with Setting() as setting, Socket(setting.port) as sender, Served(setting.directory):
+        with Setting() as setting, Socket(setting.port) as sender, Served("-c", setting.directory):
             self.assertEqual(sender.ask("MESSAGE", "all", "x"), 202)
             for user in ("104", "105"):
                 with Socket(setting.port) as phone:
@@ -272,7 +154,7 @@ class Keeping(unittest.TestCase):
     def test_limits_refuse_and_the_log_names_the_key(self):
         limits = "spool=${configpath}/spool\nmax_messages=2\nmax_per_sender=3"
         with Setting(limits) as setting, Socket(setting.port) as sender, \
-                Served(setting.directory) as it:
+                Served("-c", setting.directory) as it:
             codes = [sender.ask("MESSAGE", user, f"{i}")
                      for i, user in enumerate(("102", "102", "102", "103", "103"))]
             self.assertEqual(codes, [202, 202, 480, 202, 503])
@@ -281,7 +163,7 @@ class Keeping(unittest.TestCase):
 
     def test_an_expired_message_is_dropped_with_a_line_in_the_log(self):
         with Setting() as setting, Socket(setting.port) as sender, \
-                Served(setting.directory) as it:
+                Served("-c", setting.directory) as it:
             self.assertEqual(sender.ask("MESSAGE", "102", "x", headers="Expires: 1\r\n"), 202)
             self.assertRegex(it.wait_for("expired"), r'message \d{16} for "102" expired, undelivered')
             wait_until(lambda: setting.files() == [])
@@ -296,7 +178,7 @@ class Keeping(unittest.TestCase):
         for notify in ("yes", "no"):
             with Setting(f"spool=${{configpath}}/spool\nnotify={notify}") as setting, \
                     Socket(setting.port) as sender, Socket(setting.port) as own, \
-                    Socket(setting.port) as phone, Served(setting.directory):
+                    Socket(setting.port) as phone, Served("-c", setting.directory):
                 self.assertEqual(own.register("101"), 200)
                 self.assertEqual(sender.ask("MESSAGE", "102", cpim, headers=kind), 202)
                 if notify == "yes":
@@ -316,7 +198,7 @@ class Keeping(unittest.TestCase):
 
     def test_a_reload_keeps_what_is_kept_in_memory_too(self):
         with Setting("spool=") as setting, Socket(setting.port) as sender, \
-                Socket(setting.port) as phone, Served(setting.directory) as it:
+                Socket(setting.port) as phone, Served("-c", setting.directory) as it:
             self.assertIn("kept in memory", "\n".join(it.lines))
             self.assertEqual(sender.ask("MESSAGE", "102", "x"), 202)
             it.process.send_signal(signal.SIGHUP)
@@ -326,7 +208,7 @@ class Keeping(unittest.TestCase):
 
     def test_a_reload_takes_over_the_spool(self):
         with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
-                Served(setting.directory) as it:
+                Served("-c", setting.directory) as it:
             self.assertEqual(sender.ask("MESSAGE", "102", "x"), 202)
             it.process.send_signal(signal.SIGHUP)
             it.wait_for("reloaded")
@@ -335,9 +217,9 @@ class Keeping(unittest.TestCase):
 
     def test_two_servers_do_not_work_on_one_spool(self):
         with Setting() as first, Setting(f"spool={first.directory}/spool") as second, \
-                Served(first.directory) as it:
+                Served("-c", first.directory) as it:
             it.wait_for("0 messages kept")
-            with Served(second.directory) as other, Socket(second.port) as sender:
+            with Served("-c", second.directory) as other, Socket(second.port) as sender:
                 line = other.wait_for("works on this spool")
                 self.assertIn(f"process {it.process.pid} ", line)
                 self.assertEqual(sender.ask("MESSAGE", "102", "x"), 480)
@@ -352,7 +234,7 @@ class Keeping(unittest.TestCase):
 class Spool(unittest.TestCase):
     def test_list_show_and_drop_work_while_the_server_runs(self):
         with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
-                Served(setting.directory):
+                Served("-c", setting.directory):
             for text in ("one\x1b[2J", "two", "three"):
                 self.assertEqual(sender.ask("MESSAGE", "102", text), 202)
             listed = run("spool", "list", "-c", setting.directory)
@@ -385,7 +267,7 @@ class Spool(unittest.TestCase):
                     done = run("spool", *arguments)
                     self.assertEqual((done.returncode, done.stdout), (status, ""))
                     self.assertIn(said, done.stderr)
-            with Served(setting.directory):
+            with Served("-c", setting.directory):
                 done = run("spool", "drop", "-c", setting.directory, "1")
                 self.assertEqual(done.returncode, 1)
                 self.assertIn("no message 0000000000000001", done.stderr)
@@ -467,7 +349,7 @@ class Killed(unittest.TestCase):
         with Setting(limits) as setting:
             load = Load(setting.port)
             for kill in range(KILLS):
-                with Served(setting.directory) as it:
+                with Served("-c", setting.directory) as it:
                     load.repeat()
                     # Now the phone is there from the start, now later, now not at all: so messages
                     # are relayed, delivered from the spool, or kept when the server is killed.
@@ -479,7 +361,7 @@ class Killed(unittest.TestCase):
                         life_s -= registers_after
                     load.run(life_s)
                     it.kill()
-            with Served(setting.directory):
+            with Served("-c", setting.directory):
                 load.repeat()
                 load.register()
                 wait_until(lambda: load.run(0.1, sends=False) or (

@@ -4,7 +4,7 @@
 // signs are escaped, so that any text but one with a NUL fits into a field. Here lines are cut out
 // of a stream, what a program says is taken apart, and what the engine says is put together. What
 // the commands do is the session's business.
-// The grammar is that of Yate's external modules (docs/applications-notes-extmodule.md).
+// The grammar is that of Yate's external modules (docs/modules/extmodule.md).
 #pragma once
 
 #include <cstddef>

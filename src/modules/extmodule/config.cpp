@@ -77,6 +77,8 @@ class Reader {
     // First of all: what [general] says rules the programs and listeners of every section.
     if (const IniSection* general = ini_.find("general")) read_general(*general);
     for (const IniSection& section : ini_.sections()) read_section(section);
+    config_.path = path;
+    config_.timeout_ms = session_.locals.timeout_ms;
     return usable_;
   }
 
@@ -135,6 +137,7 @@ class Reader {
                   {"waitflush", "1 to 100 tenths of a second", number(grace_ticks, 1, 100)},
                   {"trackparam", "yes or no", boolean(is_tracked)},
               });
+    if (const IniEntry* entry = section.find("timeout")) config_.timeout_line = entry->line;
     if (const IniEntry* entry = section.find("trackparam")) {
       remark(Severity::info, *entry,
              "trackparam has no effect: programs always stand in the parameter handlers");

@@ -11,6 +11,9 @@
 namespace modules::extmodule {
 
 struct Config {
+  std::uint32_t timeout_ms = 0;    ///< of programs that set none of their own
+  std::string path;                ///< of the file
+  std::uint32_t timeout_line = 0;  ///< 0 where it does not say
   std::uint32_t grace_ms = 500;
   std::vector<ProgramSettings> programs;
   std::vector<ListenerSettings> listeners;

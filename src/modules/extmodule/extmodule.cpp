@@ -27,6 +27,10 @@ class ExternalModules final : public Module {
     return !config_.programs.empty() || !config_.listeners.empty();
   }
 
+  LongestWait longest_wait() const override {
+    return {config_.timeout_ms, config_.path, config_.timeout_line};
+  }
+
   void start(Context& context) override {
     // A program that ends must not take the server with it when something is written to it.
     std::signal(SIGPIPE, SIG_IGN);

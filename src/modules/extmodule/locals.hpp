@@ -38,7 +38,7 @@ struct Locals {
   bool disconnected = false;
   bool setdata = true;
   std::string trackparam;  ///< the program's name in the parameter `handlers`; empty: "extmodule"
-  std::uint32_t timeout_ms = 10000;
+  std::uint32_t timeout_ms = 4000;
   bool timebomb = false;          ///< a program that lets a message time out is ended
   std::uint32_t bufsize = 8192;   ///< octets in the longest line it may begin
   std::uint32_t maxqueue = 1000;  ///< messages that wait at once, each way; 0: as many as allowed

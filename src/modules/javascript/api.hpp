@@ -1,5 +1,5 @@
 // javascript/api: what a script finds besides the language itself: Engine, Message and a few more
-// methods of String, as Yate has them (its differences: docs/applications-notes-javascript.md).
+// methods of String, as Yate has them (its differences: docs/modules/javascript.md).
 //
 // Most of it is written in JavaScript (prelude.cpp), on top of the functions here, which
 // turn a script's wishes into frames. Each piece of a script's work runs as a coroutine, so that

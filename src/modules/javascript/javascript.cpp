@@ -33,6 +33,10 @@ class Javascript final : public Module {
 
   bool is_enabled() const override { return !settings_.scripts.empty(); }
 
+  LongestWait longest_wait() const override {
+    return {settings_.limits.timeout_ms, settings_.path, settings_.timeout_line};
+  }
+
   void start(Context& context) override {
     surroundings_.loop = context.loop;
     surroundings_.engine = &context.engine;

@@ -27,7 +27,7 @@ namespace modules {
 
 struct ScriptLimits {
   std::uint64_t time_limit_ms = 2000;  ///< of running without a pause
-  std::uint64_t timeout_ms = 10000;    ///< of one message, waiting included
+  std::uint64_t timeout_ms = 4000;     ///< of one message, waiting included
   std::size_t memory_limit = std::size_t{64} << 20;
   std::size_t max_queue = 1000;  ///< messages it is asked about at one time
 };

@@ -56,6 +56,7 @@ class SettingsReader {
     for (NumberKey& key : numbers) {
       if (const IniEntry* entry = general.find(key.name)) read_number(*entry, key);
     }
+    if (const IniEntry* entry = general.find("timeout")) settings_.timeout_line = entry->line;
     options_.max_length = static_cast<std::size_t>(numbers[0].value);
     settings_.limits.time_limit_ms = static_cast<std::uint64_t>(numbers[1].value);
     settings_.limits.timeout_ms = static_cast<std::uint64_t>(numbers[2].value);
@@ -161,6 +162,7 @@ bool load_javascript(const std::string& directory, JavascriptSettings& settings,
                      Diagnostics& diagnostics) {
   const std::string path = directory + "/javascript.conf";
   if (!sipmsg::detail::is_regular_file(path)) return true;
+  settings.path = path;
   settings.run_parameters = {{"configpath", directory}, {"version", SIPMSG_VERSION}};
   sipmsg::IniOptions options;
   options.run_parameters = settings.run_parameters;

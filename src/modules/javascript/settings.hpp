@@ -1,6 +1,7 @@
 // javascript/settings: what javascript.conf says.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,8 @@ struct JavascriptSettings {
   ScriptLimits limits;
   std::vector<ScriptSource> scripts;  ///< those of [late_scripts] last
   sipmsg::RunParameters run_parameters;
+  std::string path;                ///< of the file
+  std::uint32_t timeout_line = 0;  ///< 0 where it does not say how long a message may wait
 };
 
 /// Reads DIR/javascript.conf and the scripts it names, and compiles each of them once. False where

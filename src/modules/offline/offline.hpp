@@ -4,7 +4,7 @@
 // is kept (offline_store) and answered 202 Accepted when it is safe. When the user registers, his
 // messages are sent to that phone one after another in the order they came, and each is removed
 // when the phone has taken it. What is promised, and what is not:
-// docs/applications-notes-offline.md. Left out on purpose: messages for users who are online go
+// docs/modules/offline.md. Left out on purpose: messages for users who are online go
 // past this, also while older ones are being delivered; who is told to wait for an hour would not
 // thank us for the order.
 #pragma once

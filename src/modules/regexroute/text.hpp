@@ -3,8 +3,8 @@
 //
 // The text is taken apart once, when the configuration is read, and what is put in later is never
 // looked at again: no octet that a sender writes can end a function, name a parameter or become an
-// argument. Yate replaces in the text as it stands and reads the result; docs/applications.md lists
-// where that shows.
+// argument. Yate replaces in the text as it stands and reads the result; docs/modules/regexroute.md
+// lists where that shows.
 #pragma once
 
 #include <string>
