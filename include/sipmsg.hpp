@@ -12111,9 +12111,12 @@ class Agent final : public TransactionUser {
     return reply(server, code, phrase, Headers(), now_ms_);
   }
 
-  /// Has a NAT, and over TCP the peer, remember the way to us: CR LF CR LF, as softphones send it
-  /// over UDP, too (RFC 5626 3.5.1). Error: what the sink says.
-  Error send_keepalive(const Flow& flow) { return sink_.send(flow, Slices("\r\n\r\n")); }
+  /// Has a NAT, and over TCP the peer, remember the way to us: CR LF CR LF over TCP (RFC 5626
+  /// 3.5.1), an empty datagram over UDP, which no server takes for a message that is cut short.
+  /// Error: what the sink says.
+  Error send_keepalive(const Flow& flow) {
+    return sink_.send(flow, Slices(flow.transport == Transport::udp ? "" : "\r\n\r\n"));
+  }
 
   /// A fresh random token of 64 bits, for Call-IDs and the like.
   std::string random_token() {
@@ -15956,9 +15959,10 @@ inline Error UdpCore::send(const SocketAddress& to, const Slices& datagram) {
     const std::string_view piece = datagram.pieces[i];
     pieces[i] = uv_buf_init(const_cast<char*>(piece.data()), static_cast<unsigned>(piece.size()));
   }
+  if (datagram.count == 0) pieces[0] = uv_buf_init(nullptr, 0);  // libuv wants a buffer all the same
+  const auto count = static_cast<unsigned>(std::max<std::size_t>(datagram.count, 1));
   const auto try_send = [&] {
-    return uv_udp_try_send(&handle_, pieces.data(), static_cast<unsigned>(datagram.count),
-                           &native.any);
+    return uv_udp_try_send(&handle_, pieces.data(), count, &native.any);
   };
   int status = try_send();
   // It may have been told of another datagram's end, which says nothing of this one.
@@ -17343,7 +17347,7 @@ inline Transports::Datagrams* Transports::choose_udp(const IpAddress& remote) {
 }
 
 inline Error Transports::send(const Flow& flow, const Slices& message) {
-  constexpr std::size_t keepalive_size = 4;  // CR LF CR LF; no message is as short
+  constexpr std::size_t keepalive_size = 4;  // of the longest, CR LF CR LF; no message is as short
   const Error error = send_on(flow, message);
   if (trace_ && message.size() > keepalive_size) {
     // Last: the handler may replace itself, and destroy this.

@@ -15,6 +15,8 @@
 #include "support/data.hpp"
 #include "support/loop.hpp"
 
+namespace net_dns {
+
 using namespace sipmsg;
 
 namespace {
@@ -282,3 +284,5 @@ TEST_CASE("how many look-ups may wait is limited, and the limit is told later") 
   CHECK(events.run_until([&] { return done == 1000; }));
   CHECK(refused == 1);
 }
+
+}  // namespace net_dns

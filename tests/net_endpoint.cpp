@@ -8,6 +8,8 @@
 #include "support/loop.hpp"
 #include "support/sipmsg.hpp"
 
+namespace net_endpoint {
+
 using sipmsg::Endpoint;
 using sipmsg::Error;
 using sipmsg::ErrorCode;
@@ -627,3 +629,5 @@ TEST_CASE("other threads may post to the loop") {
   REQUIRE(pair.loop.run_until([&] { return ran; }));
   uv_thread_join(&thread);
 }
+
+}  // namespace net_endpoint

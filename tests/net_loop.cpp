@@ -13,6 +13,8 @@
 
 #include "support/loop.hpp"
 
+namespace net_loop {
+
 using namespace sipmsg;
 
 namespace {
@@ -377,3 +379,5 @@ TEST_CASE("a directory lists its files and links to files, and nothing else") {
   CHECK(source.list(directory.path + "a.conf").error().code == ErrorCode::file);
   CHECK(*source.read(directory.path + "b.conf") == "a");
 }
+
+}  // namespace net_loop

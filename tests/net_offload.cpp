@@ -14,6 +14,8 @@
 
 #include "support/loop.hpp"
 
+namespace net_offload {
+
 using namespace sipmsg;
 
 namespace {
@@ -408,3 +410,5 @@ TEST_CASE("whatever happens when, every accepted job reports exactly once") {
     for (int count : reports) CHECK(count == 1);
   }
 }
+
+}  // namespace net_offload

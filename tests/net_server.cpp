@@ -14,6 +14,8 @@
 #include "support/phone.hpp"
 #include "support/sipmsg.hpp"
 
+namespace net_server {
+
 using sipmsg::ErrorCode;
 using sipmsg::RouteKey;
 using sipmsg::RouteRequest;
@@ -395,3 +397,5 @@ TEST_CASE("the server sends messages of its own to a user's phones, and tells of
   CHECK(error == ErrorCode::closed);
   CHECK(fixture.server.send(outgoing, nullptr).code == ErrorCode::closed);
 }
+
+}  // namespace net_server

@@ -12,6 +12,8 @@
 
 #include "support/loop.hpp"
 
+namespace net_tcp {
+
 using namespace sipmsg;
 
 // ---- fault injection: libuv accepts connections by this call; the next ones can be made to fail
@@ -945,3 +947,5 @@ TEST_CASE("a trace handler that closes everything is the last to see the stream"
     CHECK(collector.call_ids.empty());
   }
 }
+
+}  // namespace net_tcp

@@ -10,6 +10,8 @@
 
 #include "support/loop.hpp"
 
+namespace net_udp {
+
 using namespace sipmsg;
 
 // ---- fault injection: libuv sends datagrams by this call; the next ones can be made to fail ----
@@ -150,6 +152,24 @@ TEST_CASE("slices go out as one datagram, to an address of choice") {
   CHECK(events.run_until([&] { return peer.receive() == "one two three"; }));
   CHECK(socket.counters().sent == 1);
   CHECK(socket.counters().queued == 0);
+  loop.close();
+}
+
+TEST_CASE("a datagram may be empty, also one that has to wait") {
+  test::EventLoop events;
+  Loop loop(events.uv());
+  Collector collector;
+  UdpSocket socket;
+  REQUIRE_FALSE(socket.open(loop, loopback(), collector));
+  test::RawSocket peer(SOCK_DGRAM, socket.local().port);
+  for (const int failures : {0, 1}) {
+    CAPTURE(failures);
+    fail_sends(failures, EAGAIN);
+    CHECK_FALSE(socket.send(loopback(peer.port()), Slices("")));
+    CHECK(events.run_until([&] { return peer.receive() == ""; }));
+    CHECK(events.run_until(
+        [&] { return socket.counters().sent == static_cast<std::uint64_t>(1 + failures); }));
+  }
   loop.close();
 }
 
@@ -591,3 +611,5 @@ TEST_CASE("Transports may be closed or destroyed inside any of its callbacks") {
     }
   }
 }
+
+}  // namespace net_udp

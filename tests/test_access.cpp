@@ -8,6 +8,8 @@
 #include "support/network.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_access {
+
 using sipmsg::AccessControl;
 using sipmsg::ChallengeKind;
 using sipmsg::DigestAlgorithm;
@@ -315,3 +317,5 @@ TEST_CASE("a user speaks under its own names, in our domains") {
     CHECK(sipmsg::may_speak_as(bob, *uri, name, domains) == row.allowed);
   }
 }
+
+}  // namespace test_access

@@ -6,6 +6,8 @@
 #include "support/guarded.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_address {
+
 using namespace sipmsg;
 
 TEST_CASE("an address is read in every form, and written in one") {
@@ -184,3 +186,5 @@ TEST_CASE("transports have a name for Via and one for URIs") {
   CHECK_FALSE(parse_transport("tls").has_value());
   CHECK_FALSE(parse_transport("").has_value());
 }
+
+}  // namespace test_address

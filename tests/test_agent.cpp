@@ -10,6 +10,8 @@
 
 #include "support/sipmsg.hpp"
 
+namespace test_agent {
+
 using namespace sipmsg;
 
 namespace {
@@ -1838,3 +1840,5 @@ TEST_CASE("no notice goes out that is not wanted, or could harm others") {
     CHECK(fixture.wire.sent.size() == 1);
   }
 }
+
+}  // namespace test_agent

@@ -9,6 +9,8 @@
 #include "support/guarded.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_captures {
+
 using namespace sipmsg;
 
 namespace {
@@ -125,3 +127,5 @@ TEST_CASE("every captured message is what the table says it is") {
     }
   }
 }
+
+}  // namespace test_captures

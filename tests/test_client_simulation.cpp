@@ -12,6 +12,8 @@
 #include "support/simulation.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_client_simulation {
+
 using namespace sipmsg;
 using test::Host;
 using test::Network;
@@ -392,3 +394,5 @@ TEST_CASE("a wrong password is tried once, and not again for a day") {
   CHECK(home.registrar().size() == 0);
   CHECK(network.run_until_quiet());
 }
+
+}  // namespace test_client_simulation

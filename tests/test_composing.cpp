@@ -4,6 +4,8 @@
 
 #include "../src/program/auto_reply.hpp"
 
+namespace test_composing {
+
 using namespace program;
 
 TEST_CASE("typing is said at the first key, and again before that runs out") {
@@ -82,3 +84,5 @@ TEST_CASE("nobody is answered twice within ten seconds, and not more peers than 
   CHECK_FALSE(full.allows("one more", 0));
   CHECK(full.allows("one more", AutoReplyLimit::interval_ms));
 }
+
+}  // namespace test_composing

@@ -10,6 +10,8 @@
 #include "support/guarded.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_content {
+
 using namespace sipmsg;
 using namespace std::literals;
 
@@ -905,3 +907,5 @@ TEST_CASE("a body cut off anywhere is read without a step beyond its end") {
     }
   }
 }
+
+}  // namespace test_content

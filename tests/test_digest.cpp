@@ -9,6 +9,8 @@
 #include "support/data.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_digest {
+
 using namespace sipmsg;
 
 namespace {
@@ -760,3 +762,5 @@ TEST_CASE("nothing is accepted twice, however small the memory") {
     CHECK(accepted.size() >= 4);
   }
 }
+
+}  // namespace test_digest

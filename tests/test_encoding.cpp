@@ -5,6 +5,8 @@
 
 #include "support/sipmsg.hpp"
 
+namespace test_encoding {
+
 using sipmsg::ErrorCode;
 using sipmsg::from_base64;
 using sipmsg::from_hex;
@@ -73,3 +75,5 @@ TEST_CASE("hexadecimal takes both cases and single blanks, and nothing else") {
     CHECK_FALSE(from_hex(text));
   }
 }
+
+}  // namespace test_encoding

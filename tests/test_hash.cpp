@@ -7,6 +7,8 @@
 #include "support/data.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_hash {
+
 using namespace sipmsg;
 
 namespace {
@@ -212,3 +214,5 @@ TEST_CASE("random tokens fill exactly their room, with all of 32 characters") {
   CHECK(used.size() == 32);
   random.write_token(nullptr, 0);
 }
+
+}  // namespace test_hash

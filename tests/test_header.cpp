@@ -6,6 +6,8 @@
 #include "support/guarded.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_header {
+
 using namespace sipmsg;
 using namespace std::literals;
 
@@ -401,3 +403,5 @@ TEST_CASE("a date is seconds since 1970, and GMT") {
     CHECK(parse_date(text).error().code == ErrorCode::bad_date);
   }
 }
+
+}  // namespace test_header

@@ -8,6 +8,8 @@
 #include "support/data.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_ini {
+
 using namespace sipmsg;
 
 namespace {
@@ -598,3 +600,5 @@ TEST_CASE("a diagnostic reads FILE:LINE: SEVERITY: TEXT") {
   CHECK(to_text({Severity::info, "a\n.conf", 0, "\x1b[1m\x7f \xC3\xA4"}) ==
         "a?.conf: info: ?[1m? \xC3\xA4");
 }
+
+}  // namespace test_ini

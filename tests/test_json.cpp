@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+namespace test_json {
+
 using namespace program;
 
 TEST_CASE("an object is one line, its members in the order they were added") {
@@ -46,3 +48,5 @@ TEST_CASE("octets become base64 (the examples of RFC 4648 10)") {
   CHECK(base64("foobar") == "Zm9vYmFy");
   CHECK(base64("\xff\xfe\xfd") == "//79");
 }
+
+}  // namespace test_json

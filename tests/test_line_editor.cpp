@@ -7,6 +7,8 @@
 #include "../src/program/screen_text.hpp"
 #include "support/screen.hpp"
 
+namespace test_line_editor {
+
 using namespace program;
 
 namespace {
@@ -218,3 +220,5 @@ TEST_CASE("whatever the keys and the width, the line is whole characters and fit
     }
   }
 }
+
+}  // namespace test_line_editor

@@ -15,6 +15,8 @@
 #include "support/guarded.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_locate {
+
 using namespace sipmsg;
 
 namespace {
@@ -565,3 +567,5 @@ TEST_CASE("a chain of pointers ends where it began, however long") {
   CHECK(parsed(reply({record("@12", 16, chain),
                       record("@12", srv, service(1, 2, 3, labels("@" + last)))})) == "1 2 3 .");
 }
+
+}  // namespace test_locate

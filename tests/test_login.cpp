@@ -6,6 +6,8 @@
 
 #include "support/sipmsg.hpp"
 
+namespace test_login {
+
 using namespace sipmsg;
 
 namespace {
@@ -347,3 +349,5 @@ TEST_CASE("a challenge that nobody can answer is the final answer") {
     CHECK(fixture.wire.sent.size() == 1);
   }
 }
+
+}  // namespace test_login

@@ -8,6 +8,8 @@
 #include "support/guarded.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_message {
+
 using namespace sipmsg;
 using namespace std::literals;
 
@@ -590,3 +592,5 @@ TEST_CASE("the codes that break the frame are those that leave its end in doubt"
   CHECK_FALSE(breaks_frame(ErrorCode::incomplete));
   CHECK_FALSE(breaks_frame(ErrorCode::none));
 }
+
+}  // namespace test_message

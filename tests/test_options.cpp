@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+namespace test_options {
+
 using namespace program;
 
 namespace {
@@ -169,3 +171,5 @@ TEST_CASE("the help comes from the table, and asking for it comes before what is
         "  --help               this text\n\n"
         "More in the manual.\n");
 }
+
+}  // namespace test_options

@@ -8,6 +8,8 @@
 #include "support/network.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_parameters {
+
 using namespace test::network;
 using sipmsg::KeptRouteRequest;
 using sipmsg::RouteChanges;
@@ -443,3 +445,5 @@ TEST_CASE("where nobody finds a way, code, reason and error name the answer") {
     CHECK(sent_with(row.parameters, request).status() == row.status);
   }
 }
+
+}  // namespace test_parameters

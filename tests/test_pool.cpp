@@ -10,6 +10,8 @@
 #include "support/allocations.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_pool {
+
 using sipmsg::Block;
 using sipmsg::BlockPool;
 using sipmsg::Handle;
@@ -261,3 +263,5 @@ TEST_CASE("what is idle beyond the cap goes back to the heap") {
   CHECK(pool.in_use_size() == 0);
   CHECK(pool.idle_size() == 896);
 }
+
+}  // namespace test_pool

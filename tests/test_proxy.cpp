@@ -14,6 +14,8 @@
 #include "support/network.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_proxy {
+
 using namespace test::network;
 using sipmsg::RouteKey;
 using sipmsg::RouteRequest;
@@ -1962,3 +1964,5 @@ TEST_CASE("a thousand messages that wait for slow handlers do not delay one that
   }
   CHECK(network.take().size() == 1000);
 }
+
+}  // namespace test_proxy

@@ -14,6 +14,8 @@
 #include <malloc.h>
 #endif
 
+namespace test_registrar {
+
 using namespace sipmsg;
 
 namespace {
@@ -1214,3 +1216,5 @@ TEST_CASE("looking up allocates nothing") {
   CHECK(allocations.count() == 0);
   CHECK(found == 6);
 }
+
+}  // namespace test_registrar

@@ -9,6 +9,8 @@
 #include "support/network.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_relay {
+
 using namespace test::network;
 using sipmsg::SocketAddress;
 
@@ -825,3 +827,5 @@ TEST_CASE("a message is kept no longer than its transactions") {
   network.wait(3600000);
   CHECK(network.proxy.next_deadline() == UINT64_MAX);
 }
+
+}  // namespace test_relay

@@ -9,6 +9,8 @@
 #include "support/allocations.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_routing {
+
 using sipmsg::HandlerChain;
 using sipmsg::RouteRequest;
 using sipmsg::ShortText;
@@ -328,3 +330,5 @@ TEST_CASE("what a handler in Yate's manner returns is a target, a refusal, or no
     CHECK(uris == row.uris);
   }
 }
+
+}  // namespace test_routing

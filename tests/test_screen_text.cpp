@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+namespace test_screen_text {
+
 using namespace program;
 
 TEST_CASE("a terminal never gets what it would obey") {
@@ -104,3 +106,5 @@ TEST_CASE("a text is cut between characters, never inside of one") {
   CHECK(fitting(text, 3) == "a\xe4\xbd\xa0");
   CHECK(fitting(text, 9) == text);
 }
+
+}  // namespace test_screen_text

@@ -7,6 +7,8 @@
 #include "support/data.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_settings {
+
 using namespace sipmsg;
 
 namespace {
@@ -877,3 +879,5 @@ TEST_CASE("the manual lists every key with default and range, or with the reason
                        setting_allowed(row) + " | ") != std::string::npos);
   }
 }
+
+}  // namespace test_settings

@@ -29,6 +29,8 @@
 #include "support/simulation.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_simulation {
+
 using namespace sipmsg;
 using test::Dice;
 using test::Host;
@@ -971,3 +973,5 @@ TEST_CASE("a day of traffic leaves nothing behind") {
   world.end();
   check_all_delivered(world.post);
 }
+
+}  // namespace test_simulation

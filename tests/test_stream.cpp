@@ -10,6 +10,8 @@
 #include "support/data.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_stream {
+
 using namespace sipmsg;
 using namespace std::literals;
 
@@ -366,3 +368,5 @@ TEST_CASE("only so many spare buffers are kept") {
   }
   CHECK(buffers.spare() == 2);
 }
+
+}  // namespace test_stream

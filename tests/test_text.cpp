@@ -8,6 +8,8 @@
 #include "support/guarded.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_text {
+
 using namespace sipmsg;
 using namespace std::literals;
 
@@ -277,3 +279,5 @@ TEST_CASE("every error has a name of its own and a sentence") {
     }
   }
 }
+
+}  // namespace test_text

@@ -9,6 +9,8 @@
 #include "support/allocations.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_timer {
+
 using sipmsg::Timer;
 using sipmsg::TimerQueue;
 using sipmsg::Timers;
@@ -226,3 +228,5 @@ TEST_CASE("many timers agree with a plain list of deadlines, and none of it allo
   }
   CHECK(allocations.count() == 0);
 }
+
+}  // namespace test_timer

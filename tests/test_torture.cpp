@@ -9,6 +9,8 @@
 #include "support/guarded.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_torture {
+
 using namespace sipmsg;
 using namespace std::literals;
 
@@ -337,3 +339,5 @@ TEST_CASE("cparam01, cparam02, regescrt: a parameter is the URI's in <> and the 
   CHECK_FALSE(Torture("cparam02").contact().parameters.has("unknownparam"));
   CHECK(Torture("regescrt").contact().uri.headers == "Route=%3Csip:sip.example.com%3E");
 }
+
+}  // namespace test_torture

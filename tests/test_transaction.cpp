@@ -11,6 +11,8 @@
 #include "support/data.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_transaction {
+
 using sipmsg::ClientTransaction;
 using sipmsg::Error;
 using sipmsg::ErrorCode;
@@ -1514,3 +1516,5 @@ TEST_CASE("of an answered request only its answer is kept") {
   CHECK(relay.layer().kept_size() <= 1000 * (answer_size + answer_size / 4));
   CHECK(sizeof(sipmsg::detail::ServerRecord) <= 192);
 }
+
+}  // namespace test_transaction

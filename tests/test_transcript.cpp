@@ -6,6 +6,8 @@
 
 #include "support/screen.hpp"
 
+namespace test_transcript {
+
 using namespace program;
 using Lines = std::vector<std::string>;
 
@@ -104,3 +106,5 @@ TEST_CASE("however entries come and change, the screen shows the last of them in
     CHECK(chat.screen.unknown() == 0);
   }
 }
+
+}  // namespace test_transcript

@@ -6,6 +6,8 @@
 #include "support/guarded.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_uri {
+
 using namespace sipmsg;
 using namespace std::literals;
 
@@ -331,3 +333,5 @@ TEST_CASE("host and port are read from the front of a text") {
   CHECK(parse_host_port("h : x", true).error().code == ErrorCode::bad_port);
   CHECK(parse_host_port("").error().code == ErrorCode::bad_host);
 }
+
+}  // namespace test_uri

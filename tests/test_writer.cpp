@@ -8,6 +8,8 @@
 #include "support/data.hpp"
 #include "support/sipmsg.hpp"
 
+namespace test_writer {
+
 using namespace sipmsg;
 using namespace std::literals;
 
@@ -601,3 +603,5 @@ TEST_CASE("every captured MESSAGE is forwarded as text surgery would") {
   }
   CHECK(count > 100);
 }
+
+}  // namespace test_writer

@@ -158,9 +158,12 @@ class Agent final : public TransactionUser {
     return reply(server, code, phrase, Headers(), now_ms_);
   }
 
-  /// Has a NAT, and over TCP the peer, remember the way to us: CR LF CR LF, as softphones send it
-  /// over UDP, too (RFC 5626 3.5.1). Error: what the sink says.
-  Error send_keepalive(const Flow& flow) { return sink_.send(flow, Slices("\r\n\r\n")); }
+  /// Has a NAT, and over TCP the peer, remember the way to us: CR LF CR LF over TCP (RFC 5626
+  /// 3.5.1), an empty datagram over UDP, which no server takes for a message that is cut short.
+  /// Error: what the sink says.
+  Error send_keepalive(const Flow& flow) {
+    return sink_.send(flow, Slices(flow.transport == Transport::udp ? "" : "\r\n\r\n"));
+  }
 
   /// A fresh random token of 64 bits, for Call-IDs and the like.
   std::string random_token() {

@@ -359,7 +359,7 @@ inline Transports::Datagrams* Transports::choose_udp(const IpAddress& remote) {
 }
 
 inline Error Transports::send(const Flow& flow, const Slices& message) {
-  constexpr std::size_t keepalive_size = 4;  // CR LF CR LF; no message is as short
+  constexpr std::size_t keepalive_size = 4;  // of the longest, CR LF CR LF; no message is as short
   const Error error = send_on(flow, message);
   if (trace_ && message.size() > keepalive_size) {
     // Last: the handler may replace itself, and destroy this.

@@ -11,6 +11,8 @@
 #include "support/loop.hpp"
 #include "support/phone.hpp"
 
+namespace net_bridge {
+
 using modules::Answer;
 using modules::Bridge;
 using modules::Engine;
@@ -317,3 +319,5 @@ TEST_CASE("when the bridge goes, messages are routed as without it") {
   fixture.bridge.reset();
   CHECK(fixture.write_to("bob") == 200);
 }
+
+}  // namespace net_bridge

@@ -5,6 +5,8 @@
 
 #include "support/database.hpp"
 
+namespace net_database_mysql {
+
 using namespace test;
 
 namespace {
@@ -387,3 +389,5 @@ TEST_CASE("queries that were answered before they ran are run when the module st
     for (std::size_t i = 0; i < 5; ++i) CHECK(all->cell(i, 0) == std::to_string(i));
   }
 }
+
+}  // namespace net_database_mysql

@@ -7,6 +7,8 @@
 
 #include "support/database.hpp"
 
+namespace net_database_sqlite {
+
 using namespace test;
 
 namespace {
@@ -470,3 +472,5 @@ TEST_CASE("without its file, or without an account in it, the module is off") {
 TEST_CASE("the sample of sqlitedb.conf is without fault and has every key") {
   check_sample(modules::make_sqlitedb, "sqlitedb.conf");
 }
+
+}  // namespace net_database_sqlite

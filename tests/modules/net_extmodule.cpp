@@ -18,6 +18,8 @@
 #include "../support/data.hpp"
 #include "../support/loop.hpp"
 
+namespace net_extmodule {
+
 using namespace modules;
 
 namespace {
@@ -758,3 +760,5 @@ TEST_SUITE("extmodule: configuration") {
     }
   }
 }
+
+}  // namespace net_extmodule

@@ -19,6 +19,8 @@
 #include "../../src/modules/javascript/settings.hpp"
 #include "support/loop.hpp"
 
+namespace net_javascript {
+
 using namespace modules;
 
 namespace {
@@ -617,3 +619,5 @@ TEST_CASE("examples/scripts: smsc.js delivers in order and forgets only what was
     CHECK(message.get_or("wait") == "true");
   }
 }
+
+}  // namespace net_javascript

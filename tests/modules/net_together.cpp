@@ -23,6 +23,8 @@
 #include "support/loop.hpp"
 #include "support/phone.hpp"
 
+namespace net_together {
+
 using namespace modules;
 using sipmsg::RouteRequest;
 using sipmsg::Settings;
@@ -239,3 +241,5 @@ TEST_CASE("pool, script, program and database at once: each message has its one 
   for (const auto& line : together.logged) CAPTURE(line);
   CHECK(together.logged.empty());
 }
+
+}  // namespace net_together

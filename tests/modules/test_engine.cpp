@@ -6,6 +6,8 @@
 
 #include "../../src/modules/engine.hpp"
 
+namespace test_engine {
+
 using namespace modules;
 
 namespace {
@@ -295,3 +297,5 @@ TEST_CASE("of several parameters with one name the first counts") {
   m.for_each(list);
   CHECK_MESSAGE(all == "b=2 c=5 ", "clearing takes all of that name");
 }
+
+}  // namespace test_engine

@@ -12,6 +12,8 @@
 #include "../../src/modules/extmodule/session.hpp"
 #include "support/data.hpp"
 
+namespace test_extmodule {
+
 using namespace modules;
 using namespace modules::extmodule;
 
@@ -831,3 +833,5 @@ TEST_SUITE("extmodule: sessions") {
     CHECK(stage.reply("%%>watch:n") == "%%<watch:n:false");
   }
 }
+
+}  // namespace test_extmodule

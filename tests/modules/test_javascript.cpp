@@ -23,6 +23,8 @@
 #include "../../src/modules/javascript/shared.hpp"
 #include "../../src/modules/javascript/text.hpp"
 
+namespace test_javascript {
+
 using namespace modules;
 
 namespace {
@@ -932,3 +934,5 @@ TEST_CASE("javascript.conf: a script longer than max_length, included files coun
   REQUIRE(diagnostics.size() == 1);
   CHECK(diagnostics[0].text.find("longer than max_length=40000") != std::string::npos);
 }
+
+}  // namespace test_javascript

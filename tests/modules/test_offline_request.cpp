@@ -6,6 +6,8 @@
 
 #include "../../src/modules/offline/request.hpp"
 
+namespace test_offline_request {
+
 using namespace modules;
 
 namespace {
@@ -223,3 +225,5 @@ TEST_CASE("what another try may mend is no refusal for good") {
     CHECK(is_refused_for_good(code));
   }
 }
+
+}  // namespace test_offline_request

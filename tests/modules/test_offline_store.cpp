@@ -16,6 +16,8 @@
 #include "../../src/modules/offline/store.hpp"
 #include "support/loop.hpp"
 
+namespace test_offline_store {
+
 using namespace modules;
 
 namespace {
@@ -746,3 +748,5 @@ TEST_CASE("a store whose spool another process holds says so and is not usable")
   CHECK_FALSE(running.open());
   CHECK(running.says("works on this spool"));
 }
+
+}  // namespace test_offline_store

@@ -13,6 +13,8 @@
 #include "../../src/modules/regexroute/walk.hpp"
 #include "support/data.hpp"
 
+namespace test_regexroute {
+
 using namespace modules;
 using namespace modules::regexroute;
 using sipmsg::Diagnostics;
@@ -952,3 +954,5 @@ TEST_CASE("the sample and the example hold no mistake") {
           "true - called=102|route_type=msg|reason=forbidden");
   }
 }
+
+}  // namespace test_regexroute

@@ -39,10 +39,6 @@ std::uint64_t number_of(duk_context* context, duk_idx_t index) {
   return static_cast<std::uint64_t>(value < largest ? value : largest);
 }
 
-void push_number(duk_context* context, std::uint64_t value) {
-  duk_push_number(context, static_cast<double>(value));
-}
-
 /// All own properties of an object: a count, then names and values. With `may_be_absent`, each
 /// value follows a flag that says whether there is one.
 void write_properties(duk_context* context, ScriptHost& host, duk_idx_t object,

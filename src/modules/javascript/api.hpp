@@ -55,6 +55,9 @@ enum class Hook : duk_uarridx_t {
 /// Defines the globals and pushes the array of hooks. May throw. `heap.owner` must be the host.
 void push_api(duk_context* context);
 
+inline void push_number(duk_context* context, std::uint64_t value) {
+  duk_push_number(context, static_cast<double>(value));
+}
 void push_text(duk_context* context, ScriptHost& host, std::string_view octets);
 /// As an object without prototype; of several with one name the first counts. May throw.
 void push_parameters(duk_context* context, ScriptHost& host, FrameReader& frame);

@@ -20,10 +20,6 @@ namespace {
 
 constexpr char hooks_name[] = "hooks";
 
-void push_number(duk_context* context, std::uint64_t value) {
-  duk_push_number(context, static_cast<double>(value));
-}
-
 duk_ret_t make_hooks(duk_context* context, void*) {
   duk_push_heap_stash(context);
   push_api(context);

@@ -37,7 +37,7 @@ struct Decoded {
   std::size_t size = 0;
 };
 
-Decoded decode(std::string_view text) {
+Decoded decode_utf8(std::string_view text) {
   const auto first = static_cast<unsigned char>(text.front());
   if (first < 0x80) return {first, 1};
   const std::size_t size = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
@@ -60,7 +60,7 @@ bool is_surrogate(std::uint32_t character) {
 /// The low surrogate at the front of `text`, or 0.
 std::uint32_t low_surrogate(std::string_view text) {
   if (text.empty()) return 0;
-  const std::uint32_t character = decode(text).character;
+  const std::uint32_t character = decode_utf8(text).character;
   return character >= first_low_surrogate && character < behind_surrogates ? character : 0;
 }
 
@@ -75,7 +75,7 @@ bool is_ascii(std::string_view text) {
 void to_script_text(std::string_view octets, std::string& out) {
   out.clear();
   while (!octets.empty()) {
-    const Decoded next = decode(octets);
+    const Decoded next = decode_utf8(octets);
     if (next.size == 0 || is_surrogate(next.character)) {
       append_utf8(first_low_surrogate | static_cast<unsigned char>(octets.front()), out);
       octets.remove_prefix(1);
@@ -93,7 +93,7 @@ void to_script_text(std::string_view octets, std::string& out) {
 
 void from_script_text(std::string_view text, std::string& out) {
   while (!text.empty()) {
-    const Decoded next = decode(text);
+    const Decoded next = decode_utf8(text);
     text.remove_prefix(next.size == 0 ? 1 : next.size);
     if (next.size == 0) {  // only Duktape's own symbols are no texts
       append_utf8(replacement, out);

@@ -210,8 +210,6 @@ class SettingsReader {
   Diagnostics& diagnostics_;
 };
 
-}  // namespace
-
 // ---- the module --------------------------------------------------------------------------------
 
 class Regexroute final : public Module {
@@ -350,6 +348,8 @@ void Regexroute::dispatch_enqueued() {
   }
   dispatches_enqueued_ = false;
 }
+
+}  // namespace
 
 }  // namespace regexroute
 

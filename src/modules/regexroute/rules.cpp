@@ -12,8 +12,6 @@ using sipmsg::IniEntry;
 using sipmsg::Severity;
 using sipmsg::trim;
 
-constexpr std::size_t npos = std::string_view::npos;
-
 /// Takes `word` and the blanks behind it off the front, where it stands there as a word of its own.
 bool take_word(std::string_view& text, std::string_view word) {
   if (text.substr(0, word.size()) != word) return false;
@@ -129,7 +127,7 @@ class ContextReader {
       }
       const std::size_t equals = target.find('=');
       const std::string_view raw = trim(target.substr(0, equals));
-      if (equals == npos || raw.empty()) {
+      if (equals == std::string_view::npos || raw.empty()) {
         target = {};
         return fail("if, and, or need REGEX=TARGET behind them");
       }
@@ -157,19 +155,19 @@ class ContextReader {
   void read_parameter(std::string_view& raw, Condition& condition) {
     condition.source = Condition::Source::parameter;
     const std::size_t close = raw.find('}');
-    if (close == npos) return fail("${ without }");
+    if (close == std::string_view::npos) return fail("${ without }");
     const std::string_view content = raw.substr(2, close - 2);
     const std::size_t dollar = content.find('$');
     condition.parameter = trim(content.substr(0, dollar));
     if (condition.parameter.empty()) fail("${} names no parameter");
-    if (dollar != npos) condition.otherwise = content.substr(dollar + 1);
+    if (dollar != std::string_view::npos) condition.otherwise = content.substr(dollar + 1);
     raw = trim(raw.substr(close + 1));
   }
 
   void read_function(std::string_view& raw, Condition& condition) {
     condition.source = Condition::Source::function;
     const std::size_t end = end_of_call(raw);
-    if (end == npos) return fail("$( without )");
+    if (end == std::string_view::npos) return fail("$( without )");
     read_text(condition.function, raw.substr(0, end), Text::Kind::condition);
     raw = trim(raw.substr(end));
   }
@@ -210,7 +208,7 @@ class ContextReader {
     if (take_log(target, rule)) return read_text(rule.text, target, Text::Kind::target);
     const std::size_t semicolon = target.find(';');
     read_head(trim(target.substr(0, semicolon)), rule);
-    if (semicolon != npos) read_assignments(target.substr(semicolon + 1), rule);
+    if (semicolon != std::string_view::npos) read_assignments(target.substr(semicolon + 1), rule);
   }
 
   /// Whether Yate would take it for the beginning of a block, and then never enter it.
@@ -291,7 +289,7 @@ class ContextReader {
     while (true) {
       const std::size_t semicolon = raw.find(';');
       read_assignment(trim(raw.substr(0, semicolon)), rule);
-      if (semicolon == npos) return;
+      if (semicolon == std::string_view::npos) return;
       raw.remove_prefix(semicolon + 1);
     }
   }
@@ -301,13 +299,13 @@ class ContextReader {
     const std::size_t equals = raw.find('=');
     std::string_view name = trim(raw.substr(0, equals));
     Assignment assignment;
-    assignment.clears = equals == npos;
+    assignment.clears = equals == std::string_view::npos;
     const bool is_replaced = name.substr(0, 2) == "${" || name.substr(0, 2) == "$(";
     assignment.is_variable = !is_replaced && !name.empty() && name.front() == '$';
     if (assignment.is_variable) name = trim(name.substr(1));
     if (name.empty()) return fail("an assignment without a name");
     read_text(assignment.name, name, Text::Kind::target);
-    if (equals != npos) {
+    if (equals != std::string_view::npos) {
       read_text(assignment.value, trim(raw.substr(equals + 1)), Text::Kind::target);
     }
     rule.assignments.push_back(std::move(assignment));

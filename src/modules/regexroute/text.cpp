@@ -12,8 +12,6 @@ namespace modules::regexroute {
 
 namespace {
 
-constexpr std::size_t npos = std::string_view::npos;
-
 std::string quoted(std::string_view text) {
   constexpr std::size_t longest = 60;
   std::string out = "\"";
@@ -28,9 +26,9 @@ std::size_t end_of_call(std::string_view text) {
     if (text[i] == ')') return i + 1;
     if (text.substr(i, 2) != "${") continue;
     i = text.find('}', i);
-    if (i == npos) return npos;
+    if (i == std::string_view::npos) return std::string_view::npos;
   }
-  return npos;
+  return std::string_view::npos;
 }
 
 // ---- taking apart ------------------------------------------------------------------------------
@@ -69,14 +67,15 @@ class TextReader {
 
   std::size_t take_parameter(std::string_view raw) {
     const std::size_t close = raw.find('}');
-    if (close == npos) return fail("${ without }: ", raw);
+    if (close == std::string_view::npos) return fail("${ without }: ", raw);
     const std::string_view content = raw.substr(2, close - 2);
     const std::size_t dollar = content.find('$');
     Parameter parameter;
     const std::string_view name = sipmsg::trim(content.substr(0, dollar));
     if (name.empty()) return fail("${} names no parameter: ", raw);
     read_inner(parameter.name, name);
-    if (dollar != npos) read_inner(parameter.otherwise, sipmsg::trim(content.substr(dollar + 1)));
+    if (dollar != std::string_view::npos)
+      read_inner(parameter.otherwise, sipmsg::trim(content.substr(dollar + 1)));
     add(std::move(parameter));
     return close + 1;
   }
@@ -92,13 +91,13 @@ class TextReader {
 
   std::size_t take_call(std::string_view raw) {
     const std::size_t end = end_of_call(raw);
-    if (end == npos) return fail("$( without ): ", raw);
+    if (end == std::string_view::npos) return fail("$( without ): ", raw);
     const std::string_view content = sipmsg::trim(raw.substr(2, end - 3));
     if (content.empty()) {
       literal_ += ';';
     } else if (content == "$") {
       literal_ += '$';
-    } else if (content.find("$(") != npos) {
+    } else if (content.find("$(") != std::string_view::npos) {
       return fail("a function inside a function; give the inner one to a parameter first: ", raw);
     } else {
       read_call(content);
@@ -126,9 +125,9 @@ class TextReader {
   void read_arguments(std::string_view raw, Call& call) {
     while (mistake_.empty()) {
       const bool is_last = call.arguments.size() + 1 == call.function->most;
-      const std::size_t comma = is_last ? npos : end_of_argument(raw);
+      const std::size_t comma = is_last ? std::string_view::npos : end_of_argument(raw);
       read_argument(raw.substr(0, comma), call);
-      if (comma == npos) return;
+      if (comma == std::string_view::npos) return;
       raw.remove_prefix(comma + 1);
     }
   }
@@ -138,7 +137,7 @@ class TextReader {
       if (raw[i] == ',') return i;
       if (raw.substr(i, 2) == "${") i = std::min(raw.find('}', i), raw.size());
     }
-    return npos;
+    return std::string_view::npos;
   }
 
   void read_argument(std::string_view raw, Call& call) {
