@@ -439,7 +439,10 @@ TEST_CASE("javascript: more messages than max_queue go on without the script") {
 }
 
 TEST_CASE("javascript: stop answers what waits, and leaves nothing behind") {
-  Scripts scripts;
+  ScriptLimits limits;
+  limits.timeout_ms = 60000;
+  limits.time_limit_ms = 60000;
+  Scripts scripts(limits);
   std::vector<Answer> kept;
   scripts.engine.install("slow", "database", 100, [&](const MessagePointer&, Answer answer) {
     kept.push_back(std::move(answer));
@@ -449,12 +452,25 @@ TEST_CASE("javascript: stop answers what waits, and leaves nothing behind") {
       "'call.route');");
   scripts.add("Engine.setTimeout(function () { while (true) {} }, 1);", "loop");
   const auto sent = scripts.send("call.route");
-  CHECK(scripts.loop.run_until([&] { return kept.size() == 1; }));
+  REQUIRE(scripts.loop.run_until([&] { return kept.size() == 1; }));
   scripts.stop();
   CHECK(sent->handled == 0);
   CHECK_FALSE(scripts.engine.is_wanted("call.route"));
   kept.back()(true);
   CHECK(scripts.loop.run_dry());
+}
+
+TEST_CASE("javascript: start waits for the script, not for what it does afterwards") {
+  constexpr std::uint64_t limit_ms = 60000;
+  Scripts scripts(quick(limit_ms));
+  const std::uint64_t began = uv_hrtime();
+  scripts.add(
+      "Message.install(function () { return true; }, 'call.route');"
+      "Engine.setTimeout(function () { while (true) {} }, 1);"
+      "var end = Date.now() + 20; while (Date.now() < end) {}");  // so that its timer is due at
+                                                                  // once
+  CHECK((uv_hrtime() - began) / 1000000 < limit_ms / 2);
+  CHECK(scripts.engine.is_wanted("call.route"));
 }
 
 TEST_CASE("javascript: a script may be stopped from inside an answer of its own") {

@@ -11,6 +11,7 @@ namespace {
 
 using sipmsg::Severity;
 
+constexpr char loading[] = "was loaded";
 constexpr std::uint64_t never = UINT64_MAX;
 constexpr std::uint64_t first_restart_ms = 100;
 constexpr std::uint64_t last_restart_ms = 30000;
@@ -133,7 +134,8 @@ void ScriptProcess::launch() {
     return restart_later();
   }
   write_start();
-  add_work("was loaded");
+  is_loading_ = true;
+  add_work(loading);
   child_->flush();
 }
 
@@ -161,7 +163,7 @@ void ScriptProcess::write_start() {
 }
 
 void ScriptProcess::wait_until_loaded() {
-  while (child_ && !work_.empty()) {
+  while (child_ && is_loading_) {
     uv_update_time(surroundings_.loop);
     if (now_ms() >= work_deadline_ms_) break;  // the timer sees to it
     const std::uint64_t left_ms = std::min(work_deadline_ms_ - now_ms(), std::uint64_t{60000});
@@ -233,6 +235,7 @@ bool ScriptProcess::take(FrameType type, FrameReader& fields) {
 
 bool ScriptProcess::take_done() {
   if (work_.empty()) return false;
+  if (work_.front() == loading) is_loading_ = false;
   work_.pop_front();
   work_deadline_ms_ = work_.empty() ? never : now_ms() + surroundings_.limits.time_limit_ms;
   arm();

@@ -123,6 +123,7 @@ class ScriptProcess final : private ScriptChild::Events {
   std::map<std::uint64_t, Asked> asked_;  ///< by id, so the oldest first
   std::uint64_t last_id_ = 0;
   std::deque<std::string> work_;  ///< what it was told to do; it does the first of them now
+  bool is_loading_ = false;       ///< the script itself is among it
   std::uint64_t work_deadline_ms_ = UINT64_MAX;
   std::uint64_t restart_ms_ = UINT64_MAX;
   std::uint64_t launched_ms_ = 0;
