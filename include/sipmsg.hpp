@@ -15959,7 +15959,8 @@ inline Error UdpCore::send(const SocketAddress& to, const Slices& datagram) {
     const std::string_view piece = datagram.pieces[i];
     pieces[i] = uv_buf_init(const_cast<char*>(piece.data()), static_cast<unsigned>(piece.size()));
   }
-  if (datagram.count == 0) pieces[0] = uv_buf_init(nullptr, 0);  // libuv wants a buffer all the same
+  // libuv wants a buffer all the same.
+  if (datagram.count == 0) pieces[0] = uv_buf_init(nullptr, 0);
   const auto count = static_cast<unsigned>(std::max<std::size_t>(datagram.count, 1));
   const auto try_send = [&] {
     return uv_udp_try_send(&handle_, pieces.data(), count, &native.any);
