@@ -80,6 +80,14 @@ std::string answer_to(const std::string& request, int code, const std::string& p
   return std::string(out.written());
 }
 
+/// A server's question for the password, with a nonce of its own.
+std::string challenge_to(const std::string& request, const std::string& nonce) {
+  std::string text = answer_to(request, 401);
+  text.insert(text.find("\r\n") + 2,
+              "WWW-Authenticate: Digest realm=\"here\", nonce=\"" + nonce + "\", qop=\"auth\"\r\n");
+  return text;
+}
+
 /// A request to the agent, with whatever a test wants to be different.
 struct Incoming {
   std::string method = "MESSAGE";
@@ -1666,6 +1674,30 @@ TEST_CASE("the last server's failure is the outcome, and other refusals are no f
   REQUIRE(named.told.outcomes.size() == 2);
   CHECK(named.told.outcomes[1].code == 503);
   CHECK(named.fixture.wire.sent.size() == 3);
+}
+
+TEST_CASE("the next server's not knowing a nonce does not count against the password") {
+  Named named;
+  Fixture& fixture = named.fixture;
+  Outgoing outgoing = Named::to_name();
+  outgoing.login = std::make_shared<Login>("alice", "secret");
+  const auto login = outgoing.login;
+  named.send(outgoing);
+  named.names.answer({"192.0.2.8", "192.0.2.9"});
+  fixture.pass(0);
+  fixture.receive(challenge_to(fixture.last(), "of-the-first"), 10);
+  fixture.receive(answer_to(fixture.last(), 503), 20);
+  CHECK(named.last_hop() == "192.0.2.9:5060");
+  fixture.receive(challenge_to(fixture.last(), "of-the-second"), 30);
+  REQUIRE(named.told.outcomes.empty());
+  const Message authorised = parsed(fixture.last());
+  const auto credentials = parse_credentials(authorised.header(HeaderId::authorization));
+  REQUIRE(credentials);
+  CHECK(unquote(credentials->nonce) == "of-the-second");
+  fixture.receive(answer_to(fixture.last(), 200), 40);
+  REQUIRE(named.told.outcomes.size() == 1);
+  CHECK(named.told.outcomes[0].code == 200);
+  CHECK_FALSE(login->is_refused());
 }
 
 TEST_CASE("a large request tries each server by TCP, then by UDP, before the next") {

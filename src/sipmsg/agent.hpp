@@ -245,6 +245,14 @@ class Agent final : public TransactionUser {
     bool is_located = false;
     bool is_by_size = false;     ///< it goes over TCP only because it is large
     bool has_no_stream = false;  ///< that cannot be done with this hop
+
+    /// The next server begins anew: that it does not know the nonce of the last one says nothing of
+    /// the password.
+    void leave_hop() {
+      ++hop;
+      has_no_stream = false;
+      answered.clear();
+    }
   };
   struct Deadline {
     std::uint64_t at_ms;
@@ -515,10 +523,9 @@ inline Error Agent::find_next_hops(Handle handle) {
 inline Error Agent::try_hops(Handle handle) {
   Sent& sent = *sent_.get(handle);
   Error error = sent.error;
-  for (; sent.hop < sent.hops.size(); ++sent.hop) {
+  for (; sent.hop < sent.hops.size(); sent.leave_hop()) {
     error = transmit(handle);
     if (!error) return {};
-    sent.has_no_stream = false;
   }
   return error;
 }
@@ -530,7 +537,7 @@ inline Error Agent::try_hops(Handle handle) {
 inline bool Agent::try_elsewhere(Handle handle) {
   Sent& sent = *sent_.get(handle);
   sent.has_no_stream = sent.is_by_size && never_connected_;
-  if (!sent.has_no_stream) ++sent.hop;
+  if (!sent.has_no_stream) sent.leave_hop();
   return sent.hop < sent.hops.size() && !try_hops(handle);
 }
 
