@@ -16095,8 +16095,11 @@ struct TcpOptions {
   std::uint32_t drain_timeout_ms = 2000;     ///< for a last answer to get out before closing
   std::uint32_t keepalive_ms = 120000;       ///< between pings on connections made by us; 0: none
   std::uint32_t idle_timeout_ms = 120000;  ///< for connections made by us, where keepalive_ms is 0
-  std::uint32_t accept_retry_ms = 1000;    ///< to pause a listener that the system lets down
-  std::size_t max_message = max_message_size;             ///< on connections made by us
+  /// For the peer's machine to acknowledge what is sent on connections made by us; 0: as long as
+  /// the system likes, a quarter of an hour mostly, and so where it has no TCP_USER_TIMEOUT.
+  std::uint32_t acknowledge_timeout_ms = 30000;
+  std::uint32_t accept_retry_ms = 1000;        ///< to pause a listener that the system lets down
+  std::size_t max_message = max_message_size;  ///< on connections made by us
   std::size_t max_queued = std::size_t{256} << 10;        ///< waiting to be sent on one connection
   std::size_t max_queued_in_all = std::size_t{16} << 20;  ///< on all connections together
   std::size_t max_connections = 10000;
@@ -16278,6 +16281,7 @@ class TcpCore : public std::enable_shared_from_this<TcpCore> {
   std::uint32_t find_peer(const IpAddress& network) const;
   void enter(TcpConnection& connection);
   void open(TcpConnection& connection);
+  void limit_silence(TcpConnection& connection);
   void forget(TcpConnection& connection);
   void close(TcpConnection& connection, Error why);
   void on_closed(TcpConnection& connection);
@@ -16531,7 +16535,22 @@ inline void TcpCore::open(TcpConnection& connection) {
   // After so long without a sign of life the system asks whether the peer's machine is still there.
   constexpr unsigned quiet_s = 60;
   uv_tcp_keepalive(&connection.handle, 1, quiet_s);
+  if (connection.made_by_us) limit_silence(connection);
   start_reading(connection);
+}
+
+/// A peer that went without a word, a router that forgot the connection: while something of ours is
+/// on its way the system asks nothing, and would send it again and again for a quarter of an hour.
+/// Whoever waits for an answer would wait on this connection each time anew.
+inline void TcpCore::limit_silence(TcpConnection& connection) {
+#ifdef TCP_USER_TIMEOUT
+  uv_os_fd_t fd;
+  if (uv_fileno(as<uv_handle_t>(&connection.handle), &fd) < 0) return;
+  const unsigned limit_ms = options_.acknowledge_timeout_ms;
+  setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &limit_ms, sizeof limit_ms);
+#else
+  static_cast<void>(connection);
+#endif
 }
 
 /// From here on the connection cannot be found.

@@ -458,6 +458,31 @@ TEST_CASE("a connection made by us whose peer reads nothing any more is given up
   loop.close();
 }
 
+#ifdef TCP_USER_TIMEOUT
+TEST_CASE("the system gives up a connection made by us whose peer acknowledges nothing") {
+  test::RawListener listener;
+  test::EventLoop events;
+  Loop loop(events.uv());
+  Collector collector;
+  TcpOptions options;
+  options.acknowledge_timeout_ms = 4321;
+  TcpConnections tcp(loop, collector, options, key);
+  REQUIRE(tcp.connect(loopback(listener.port())).ok());
+  CHECK(events.run_until([&] { return tcp.counters().connected == 1; }));
+  unsigned limit_ms = 0;
+  const auto ask = [](uv_handle_t* handle, void* limit) {
+    uv_os_fd_t fd;
+    if (handle->type != UV_TCP || uv_fileno(handle, &fd) != 0) return;
+    socklen_t size = sizeof(unsigned);
+    CHECK(getsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, limit, &size) == 0);
+  };
+  uv_walk(events.uv(), ask, &limit_ms);
+  CHECK(limit_ms == 4321);
+  tcp.close();
+  loop.close();
+}
+#endif
+
 TEST_CASE("a peer that does not read gets no more than the limit, and is not read from meanwhile") {
   TcpOptions options;
   options.max_queued = 100000;
