@@ -10509,6 +10509,7 @@ struct ClientRecord {
   Block request;                   ///< over UDP, until the final response
   Flow flow;
   ClientState state = ClientState::trying;
+  bool has_response = false;
   std::uint32_t sends = 1;
   /// The other transactions on the same TCP connection.
   Handle connection;
@@ -10612,6 +10613,9 @@ class TransactionLayer {
                                  std::uint64_t now_ms);
   /// The number given to `send`; 0 where the transaction is gone. Good inside the final callback.
   std::uint64_t user_data(ClientTransaction client) const;
+  /// Whether any response came, 100 included; false where the transaction is gone. Good inside the
+  /// final callback.
+  bool has_response(ClientTransaction client) const;
   /// No callbacks of that transaction any more.
   void forget(ClientTransaction client);
 
@@ -11231,6 +11235,7 @@ inline Result<ClientTransaction> TransactionLayer::send(const Flow& flow, std::s
 }
 
 inline void TransactionLayer::on_event(ClientRecord& client, const ClientEvent& event) {
+  if (event.response != nullptr) client.has_response = true;
   switch (client.state) {
     case ClientState::trying: client_trying(client, event); break;
     case ClientState::proceeding: client_proceeding(client, event); break;
@@ -11325,6 +11330,11 @@ inline void TransactionLayer::repeat_request(ClientRecord& client, TimerQueue& n
 inline std::uint64_t TransactionLayer::user_data(ClientTransaction client) const {
   const ClientRecord* record = clients_.get(client);
   return record == nullptr ? 0 : record->user_data;
+}
+
+inline bool TransactionLayer::has_response(ClientTransaction client) const {
+  const ClientRecord* record = clients_.get(client);
+  return record != nullptr && record->has_response;
 }
 
 inline void TransactionLayer::forget(ClientTransaction client) {
@@ -12077,8 +12087,8 @@ class Agent final : public TransactionUser {
   /// `done` is called exactly once, later, never from inside this call.
   ///
   /// Where there are several servers to send it to, the next one is tried when one cannot be
-  /// reached, is silent, or answers 503. To whom it comes twice that way, it is the same by
-  /// Call-ID, CSeq and From tag. Beyond 1300 octets it goes over TCP, and over UDP only where no
+  /// reached, says nothing at all, or answers 503. To whom it comes twice that way, it is the same
+  /// by Call-ID, CSeq and From tag. Beyond 1300 octets it goes over TCP, and over UDP only where no
   /// TCP connection can be made (RFC 3261 18.1.1).
   ///
   /// RFC 3428 8 asks of the application to have at most one MESSAGE on its way to each recipient.
@@ -12602,7 +12612,10 @@ inline void Agent::on_response(ClientTransaction client, const MessageView& resp
 inline void Agent::on_failure(ClientTransaction client, Error error) {
   const Handle handle = unpack_handle(layer_.user_data(client));
   if (sent_.get(handle) == nullptr) return;
-  if (is_closed_ || !try_elsewhere(handle)) finish(handle, error);
+  // RFC 3263 4.3: a server that has answered 100 is there, and has passed the message on, perhaps:
+  // from the next one its recipient would get it twice.
+  const bool has_server = error.code == ErrorCode::timeout && layer_.has_response(client);
+  if (is_closed_ || has_server || !try_elsewhere(handle)) finish(handle, error);
 }
 
 inline void Agent::unreachable(const SocketAddress& peer, Error error, std::uint64_t now_ms) {

@@ -1615,6 +1615,20 @@ TEST_CASE("the next server is tried when one is silent, unreachable or answers 5
   }
 }
 
+TEST_CASE("a server that has answered 100 is not silent: the message is not sent to the next one") {
+  Named named;
+  Fixture& fixture = named.fixture;
+  named.send();
+  named.names.answer({"192.0.2.8", "192.0.2.9"});
+  fixture.pass(5000);
+  fixture.receive(answer_to(fixture.last(), 100), 5000);
+  fixture.pass(timer_f_ms + 1000);
+  REQUIRE(named.told.outcomes.size() == 1);
+  CHECK(named.told.outcomes[0].error.code == ErrorCode::timeout);
+  for (const auto& sent : fixture.wire.sent) CHECK(to_text(sent.flow.remote) == "192.0.2.8:5060");
+  CHECK(fixture.agent.waiting() == 0);
+}
+
 TEST_CASE("a peer that cannot be reached ends what waits for it, once, and nothing else") {
   Told told;
   Told others;

@@ -124,8 +124,8 @@ class Agent final : public TransactionUser {
   /// `done` is called exactly once, later, never from inside this call.
   ///
   /// Where there are several servers to send it to, the next one is tried when one cannot be
-  /// reached, is silent, or answers 503. To whom it comes twice that way, it is the same by
-  /// Call-ID, CSeq and From tag. Beyond 1300 octets it goes over TCP, and over UDP only where no
+  /// reached, says nothing at all, or answers 503. To whom it comes twice that way, it is the same
+  /// by Call-ID, CSeq and From tag. Beyond 1300 octets it goes over TCP, and over UDP only where no
   /// TCP connection can be made (RFC 3261 18.1.1).
   ///
   /// RFC 3428 8 asks of the application to have at most one MESSAGE on its way to each recipient.
@@ -649,7 +649,10 @@ inline void Agent::on_response(ClientTransaction client, const MessageView& resp
 inline void Agent::on_failure(ClientTransaction client, Error error) {
   const Handle handle = unpack_handle(layer_.user_data(client));
   if (sent_.get(handle) == nullptr) return;
-  if (is_closed_ || !try_elsewhere(handle)) finish(handle, error);
+  // RFC 3263 4.3: a server that has answered 100 is there, and has passed the message on, perhaps:
+  // from the next one its recipient would get it twice.
+  const bool has_server = error.code == ErrorCode::timeout && layer_.has_response(client);
+  if (is_closed_ || has_server || !try_elsewhere(handle)) finish(handle, error);
 }
 
 inline void Agent::unreachable(const SocketAddress& peer, Error error, std::uint64_t now_ms) {

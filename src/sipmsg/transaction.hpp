@@ -179,6 +179,7 @@ struct ClientRecord {
   Block request;                   ///< over UDP, until the final response
   Flow flow;
   ClientState state = ClientState::trying;
+  bool has_response = false;
   std::uint32_t sends = 1;
   /// The other transactions on the same TCP connection.
   Handle connection;
@@ -282,6 +283,9 @@ class TransactionLayer {
                                  std::uint64_t now_ms);
   /// The number given to `send`; 0 where the transaction is gone. Good inside the final callback.
   std::uint64_t user_data(ClientTransaction client) const;
+  /// Whether any response came, 100 included; false where the transaction is gone. Good inside the
+  /// final callback.
+  bool has_response(ClientTransaction client) const;
   /// No callbacks of that transaction any more.
   void forget(ClientTransaction client);
 
@@ -901,6 +905,7 @@ inline Result<ClientTransaction> TransactionLayer::send(const Flow& flow, std::s
 }
 
 inline void TransactionLayer::on_event(ClientRecord& client, const ClientEvent& event) {
+  if (event.response != nullptr) client.has_response = true;
   switch (client.state) {
     case ClientState::trying: client_trying(client, event); break;
     case ClientState::proceeding: client_proceeding(client, event); break;
@@ -995,6 +1000,11 @@ inline void TransactionLayer::repeat_request(ClientRecord& client, TimerQueue& n
 inline std::uint64_t TransactionLayer::user_data(ClientTransaction client) const {
   const ClientRecord* record = clients_.get(client);
   return record == nullptr ? 0 : record->user_data;
+}
+
+inline bool TransactionLayer::has_response(ClientTransaction client) const {
+  const ClientRecord* record = clients_.get(client);
+  return record != nullptr && record->has_response;
 }
 
 inline void TransactionLayer::forget(ClientTransaction client) {
