@@ -168,6 +168,18 @@ TEST_CASE("what follows carries credentials at once, with a rising count") {
   CHECK(fixture.wire.sent.size() == 5);
 }
 
+TEST_CASE("a large request, written for UDP and sent by TCP, counts once") {
+  Asking server;
+  Fixture fixture;
+  for (std::uint32_t count = 1; count < 4; ++count) {
+    fixture.send(std::string(2000, 'x'));
+    if (count == 1) fixture.receive(server.challenge(fixture.wire.sent[0]));
+    CHECK(server.judge(fixture.last(), "secret") == DigestVerdict::accepted);
+    CHECK(server.nonce_count == count);
+    CHECK(fixture.last().top_via()->transport == "TCP");
+  }
+}
+
 TEST_CASE("a password that was refused is not tried again, until there is another one") {
   Asking server;
   Fixture fixture;

@@ -279,7 +279,9 @@ class Agent final : public TransactionUser {
   Error try_hops(Handle handle);
   bool try_elsewhere(Handle handle);
   Error transmit(Handle handle);
-  Result<std::string_view> write(const Sent& sent, Flow& flow, std::string_view branch);
+  Result<std::string> authorize(const Outgoing& request);
+  Result<std::string_view> write(const Sent& sent, Flow& flow, std::string_view branch,
+                                 std::string_view credentials);
   void write_contact(Output& out, const Sent& sent, Transport transport,
                      std::string_view sent_by) const;
   Error answer_challenge(Handle handle, const MessageView& response, bool& is_answered);
@@ -551,8 +553,10 @@ inline Error Agent::transmit(Handle handle) {
     if (client) sent.client = *client;
     return client.error();
   };
+  const auto credentials = authorize(sent.request);
+  if (!credentials) return credentials.error();
   Flow flow = sent.hops[sent.hop];
-  auto octets = write(sent, flow, branch);
+  auto octets = write(sent, flow, branch, *credentials);
   // A way that is given with its socket is not left for one that may not be there.
   const bool may_switch = sent.hops[sent.hop].socket == 0 || sink_.has_stream_to(flow.remote);
   sent.is_by_size = octets && octets->size() > datagram_limit && may_switch &&
@@ -561,17 +565,28 @@ inline Error Agent::transmit(Handle handle) {
     Flow stream;
     stream.transport = Transport::tcp;
     stream.remote = flow.remote;
-    octets = write(sent, stream, branch);
+    octets = write(sent, stream, branch, *credentials);
     if (octets && !start(stream, *octets)) return {};
     sent.is_by_size = false;
     sent.has_no_stream = true;
-    octets = write(sent, flow, branch);
+    octets = write(sent, flow, branch, *credentials);
   }
   return octets ? start(flow, *octets) : octets.error();
 }
 
-inline Result<std::string_view> Agent::write(const Sent& sent, Flow& flow,
-                                             std::string_view branch) {
+/// Authorization and Proxy-Authorization, as lines; perhaps none. Once for each time it is sent: a
+/// request may be written for UDP and again for TCP, and RFC 2617 3.2.2 counts those that are sent.
+inline Result<std::string> Agent::authorize(const Outgoing& request) {
+  if (!request.login) return std::string();
+  Output out(scratch_.get(), scratch_size);
+  request.login->write(out, request.method, request.request_uri, request.body);
+  if (out.error().code == ErrorCode::no_room) return ErrorCode::too_large;
+  if (out.error()) return out.error();
+  return std::string(out.written());
+}
+
+inline Result<std::string_view> Agent::write(const Sent& sent, Flow& flow, std::string_view branch,
+                                             std::string_view credentials) {
   const auto sent_by = sink_.sent_by(flow);
   if (!sent_by) return sent_by.error();
   const Outgoing& request = sent.request;
@@ -592,9 +607,7 @@ inline Result<std::string_view> Agent::write(const Sent& sent, Flow& flow,
   begin_request(out, start);
   if (!request.contact_user.empty()) write_contact(out, sent, flow.transport, *sent_by);
   for (const auto& header : request.headers) write_header(out, header.first, header.second);
-  if (request.login) {
-    request.login->write(out, request.method, request.request_uri, request.body);
-  }
+  out.raw(credentials);
   write_header(out, HeaderId::user_agent, options_.user_agent);
   write_body(out, request.body.empty() ? std::string_view() : request.content_type, request.body);
   if (out.error().code == ErrorCode::no_room) return ErrorCode::too_large;
