@@ -1,8 +1,10 @@
 // Endpoint on real sockets of the loopback: two of them on one loop talk to each other.
 #include <doctest/doctest.h>
+#include <sys/resource.h>
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/loop.hpp"
@@ -596,6 +598,35 @@ TEST_CASE("listening says what is wrong") {
         UV_EADDRINUSE);
   CHECK(pair.alice.listen_udp("localhost", 0).code == ErrorCode::bad_address);
   CHECK(pair.alice.listen_udp("192.0.2.1", 0).place == UV_EADDRNOTAVAIL);
+}
+
+TEST_CASE("an endpoint that cannot work says so at once, and whoever stops it does not wait") {
+  test::EventLoop loop;
+  // libuv wakes a loop through a descriptor that it opens with the loop: this one lacks it, and
+  // there is none left.
+  const int wakeup = std::exchange(loop.uv()->async_io_watcher.fd, -1);
+  rlimit limit{};
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+  const rlimit none{0, limit.rlim_max};
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &none) == 0);
+  const auto endpoint = std::make_unique<Endpoint>(loop.uv());
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+  loop.uv()->async_io_watcher.fd = wakeup;
+
+  CHECK(endpoint->listen_udp("127.0.0.1", 0).place == UV_EMFILE);
+  int told = 0;
+  Outgoing outgoing;
+  outgoing.to = "sip:bob@localhost";
+  CHECK(endpoint->send(outgoing, [&](const Outcome&) { ++told; }).place == UV_EMFILE);
+  RegistrationOptions options;
+  options.address_of_record = "sip:alice@localhost";
+  Registration registration(*endpoint, options, [&](const RegistrationStatus&) { ++told; });
+  CHECK(registration.start().place == UV_EMFILE);
+  bool stopped = false;
+  registration.stop([&] { stopped = true; });
+  CHECK(stopped);
+  CHECK(loop.run_dry());
+  CHECK(told == 0);
 }
 
 TEST_CASE("the trace shows every message, in and out") {

@@ -39,6 +39,8 @@ class EndpointCore final : public TransportReceiver,
   Agent& agent() { return agent_; }
   Transports& transports() { return transports_; }
   bool is_closed() const { return closed_; }
+  /// Why nothing can be sent or received: closed, or a Loop that could not be opened.
+  Error error() const { return closed_ ? Error(ErrorCode::closed) : loop_->error(); }
 
   /// Before and after whatever the application does: the next deadline may be sooner.
   void rearm() {
@@ -234,7 +236,7 @@ class Endpoint {
   /// otherwise `done` is called exactly once, later: with the final answer, or with `timeout`,
   /// `network` or `closed`. A socket is opened where none is.
   Error send(Outgoing outgoing, Agent::SentHandler done) {
-    if (core_->is_closed()) return ErrorCode::closed;
+    if (const Error error = core_->error()) return error;
     const Error error =
         core_->agent().send(std::move(outgoing), core_->loop().fresh_now_ms(), std::move(done));
     core_->rearm();
@@ -282,17 +284,18 @@ class Registration {
   /// RegistrationKeeper::start, means that nothing is sent and the handler is not called.
   Error start() {
     const auto core = core_.lock();
-    if (!core || core->is_closed()) return ErrorCode::closed;
+    if (!core) return ErrorCode::closed;
+    if (const Error error = core->error()) return error;
     const Error error = keeper_->start(core->loop().fresh_now_ms());
     core->rearm();
     return error;
   }
   /// Unregisters; `done` is called exactly once: later, at most 5 s, or from inside the end of this
-  /// or of the Endpoint where that comes first. Where the Endpoint is closed already, from inside
-  /// this call.
+  /// or of the Endpoint where that comes first. Where the Endpoint is closed already, or never
+  /// worked, from inside this call.
   void stop(std::function<void()> done) {
     const auto core = core_.lock();
-    if (!core || core->is_closed()) {
+    if (!core || core->error()) {
       if (done) done();
       return;
     }
@@ -307,7 +310,7 @@ class Registration {
 };
 
 inline Error Endpoint::listen(Transport transport, std::string_view host, std::uint16_t port) {
-  if (core_->loop().error()) return core_->loop().error();
+  if (const Error error = core_->error()) return error;
   const auto address = listen_address(host, port);
   if (!address) return address.error();
   ListenerOptions options;
