@@ -1837,6 +1837,38 @@ TEST_CASE("a sender who asks is told of the delivery, or of the refusal, when it
   }
 }
 
+TEST_CASE("who is an im: or pres: URI in the envelope is told where the request came from") {
+  NotificationRequest asked;
+  asked.positive_delivery = true;
+  const struct {
+    std::string enveloped;
+    std::size_t notices;
+  } rows[] = {{"im:bob@example.org", 1},
+              {"IM:bob@EXAMPLE.org", 1},
+              {"pres:bob@example.org", 1},
+              {"sip:bob@example.org;transport=tcp", 1},
+              {"im:victim@example.org", 0},
+              {"im:bob@victim.example.org", 0},
+              {"tel:bob@example.org", 0},
+              {"mailto:bob@example.org", 0},
+              {"im", 0},
+              {"im:", 0}};
+  for (const auto& row : rows) {
+    CAPTURE(row.enveloped);
+    Fixture fixture(with_notices());
+    fixture.keep_requests();
+    fixture.receive(enveloped(asked, "text/plain", "Hello", row.enveloped).text());
+    REQUIRE(fixture.open.size() == 1);
+    REQUIRE_FALSE(fixture.agent.reply(fixture.open[0], 200));
+    REQUIRE(fixture.wire.sent.size() == 1 + row.notices);
+    if (row.notices == 0) continue;
+    const Message notice = parsed(fixture.last());
+    CHECK(notice.request_uri_text() == "sip:bob@example.org");
+    CHECK(notice.to()->uri.text == "sip:bob@example.org");
+    CHECK(read_content(notice)->cpim->to[0].uri == row.enveloped);
+  }
+}
+
 TEST_CASE("a message that comes twice is told of once") {
   NotificationRequest asked;
   asked.positive_delivery = true;

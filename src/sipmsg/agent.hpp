@@ -904,6 +904,21 @@ inline void Agent::note_answer(Handle handle, int code, std::string_view phrase,
 
 // Telling senders that their message was delivered (RFC 5438).
 
+namespace detail {
+
+/// Whether who is named in an envelope is who sent the request. There he may stand as im:bob@x or
+/// pres:bob@x, which are the names of RFC 3860 and RFC 3859 for one who is sip:bob@x here.
+inline bool is_same_user(std::string_view enveloped, const UriView& sender) {
+  std::string text(enveloped);
+  const std::size_t colon = std::min(text.find(':'), text.size());
+  const std::string scheme = to_lower(enveloped.substr(0, colon));
+  if (scheme == "im" || scheme == "pres") text.replace(0, colon, "sip");
+  const auto uri = parse_uri(text);
+  return uri && address_of_record(*uri) == address_of_record(sender);
+}
+
+}  // namespace detail
+
 /// What is needed to tell the sender later; null where that is not asked for, or not to be done.
 inline std::unique_ptr<Agent::Notice> Agent::make_notice(const MessageView& request,
                                                          const Flow& from) const {
@@ -917,13 +932,11 @@ inline std::unique_ptr<Agent::Notice> Agent::make_notice(const MessageView& requ
   // RFC 5438 8.3: no notification of a notification, or two clients would go on for ever.
   if (!is_asked || content->kind == ContentKind::notification) return nullptr;
   if (cpim.message_id.empty() || cpim.to.empty()) return nullptr;
-  const auto sender = parse_uri(cpim.from.uri);
-  if (!sender || address_of_record(*sender) != address_of_record(request.from()->uri)) {
-    return nullptr;
-  }
+  const UriView& sender = request.from()->uri;
+  if (!detail::is_same_user(cpim.from.uri, sender)) return nullptr;
   auto notice = std::make_unique<Notice>();
   notice->envelope = request.body();
-  notice->sender = cpim.from.uri;
+  notice->sender = sender.text;
   notice->recipient = request.to()->uri.text;
   notice->flow = from;
   return notice;
