@@ -3469,10 +3469,15 @@ inline std::optional<std::int64_t> scan_zone(Scanner& in) {
   return is_behind ? -ahead_s : ahead_s;
 }
 
+/// Whether a year of four digits tells the date.
+constexpr bool is_writable_date(std::int64_t unix_s) {
+  return unix_s >= 0 && unix_s < days_from_date(10000, 1, 1) * 86400;
+}
+
 }  // namespace detail
 
 /// A date of RFC 3339 ("2025-11-23T02:37:42.5+01:00") as seconds since 1970; fractions are cut off.
-/// Error: `bad_date`, also before 1970.
+/// Error: `bad_date`, also before 1970 and after the year 9999 in UTC.
 inline Result<std::int64_t> parse_date_time(std::string_view text) {
   detail::Scanner in(trim(text));
   std::int64_t fields[6] = {};
@@ -3498,17 +3503,11 @@ inline Result<std::int64_t> parse_date_time(std::string_view text) {
   const std::int64_t next_month = month == 12 ? detail::days_from_date(year + 1, 1, 1)
                                               : detail::days_from_date(year, month + 1, 1);
   if (days >= next_month) return ErrorCode::bad_date;
-  return days * 86400 + fields[3] * 3600 + fields[4] * 60 + fields[5] - *zone_s;
+  const std::int64_t unix_s =
+      days * 86400 + fields[3] * 3600 + fields[4] * 60 + fields[5] - *zone_s;
+  if (!detail::is_writable_date(unix_s)) return ErrorCode::bad_date;
+  return unix_s;
 }
-
-namespace detail {
-
-/// Whether a year of four digits tells the date.
-constexpr bool is_writable_date(std::int64_t unix_s) {
-  return unix_s >= 0 && unix_s < days_from_date(10000, 1, 1) * 86400;
-}
-
-}  // namespace detail
 
 /// The date of RFC 3339 for seconds since 1970 (not before, and not after the year 9999), in UTC:
 /// "2025-11-23T01:37:42Z".
