@@ -12720,7 +12720,11 @@ inline void Agent::serve(ServerTransaction server, const MessageView& request, c
   }
   if (!is_message) {  // 11.2
     return answer(server, 200,
-                  {{"Allow", std::string(allowed_methods())}, {"Accept", accepted_types()}});
+                  {{"Allow", std::string(allowed_methods())},
+                   {"Accept", accepted_types()},
+                   {"Accept-Encoding", "identity"},
+                   {"Accept-Language", "*"},
+                   {"Supported", ""}});  // 20.37: no extensions
   }
   Headers refusal;
   if (const int code = refuse_content(request, refusal)) return answer(server, code, refusal);

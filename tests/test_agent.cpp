@@ -1357,7 +1357,7 @@ TEST_CASE("content is refused with 415 and what is accepted, where the applicati
   }
 }
 
-TEST_CASE("OPTIONS are answered with the types that are accepted") {
+TEST_CASE("OPTIONS are answered with what is accepted (RFC 3261 11.2)") {
   AgentOptions options;
   options.accept = {"text/plain", "message/cpim"};
   Fixture fixture(options);
@@ -1365,7 +1365,21 @@ TEST_CASE("OPTIONS are answered with the types that are accepted") {
   Incoming incoming;
   incoming.method = "OPTIONS";
   fixture.receive(incoming.text());
-  CHECK(parsed(fixture.last()).header(HeaderId::accept) == "text/plain, message/cpim");
+  const Message answer = parsed(fixture.last());
+  CHECK(answer.status_code() == 200);
+  const struct {
+    const char* name;
+    std::string_view value;
+  } rows[] = {{"Allow", "MESSAGE, OPTIONS"},
+              {"Accept", "text/plain, message/cpim"},
+              {"Accept-Encoding", "identity"},
+              {"Accept-Language", "*"},
+              {"Supported", ""}};
+  for (const auto& row : rows) {
+    CAPTURE(row.name);
+    REQUIRE(answer.header(row.name));
+    CHECK(*answer.header(row.name) == row.value);
+  }
 }
 
 // ---- deadlines ----------------------------------------------------------------------------------
