@@ -12180,7 +12180,7 @@ class Agent final : public TransactionUser {
  private:
   /// Who asked to be told what becomes of a message.
   struct Notice {
-    std::string envelope;  ///< the whole message/cpim
+    std::string envelope;  ///< the headers of the message/cpim, and those of what is enclosed
     std::string sender;    ///< a URI
     std::string recipient;
     Flow flow;
@@ -12901,7 +12901,7 @@ inline std::unique_ptr<Agent::Notice> Agent::make_notice(const MessageView& requ
   const UriView& sender = request.from()->uri;
   if (!detail::is_same_user(cpim.from.uri, sender)) return nullptr;
   auto notice = std::make_unique<Notice>();
-  notice->envelope = request.body();
+  notice->envelope = request.body().substr(0, detail::offset_in(request.body(), cpim.content));
   notice->sender = sender.text;
   notice->recipient = request.to()->uri.text;
   notice->flow = from;

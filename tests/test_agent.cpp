@@ -1879,7 +1879,30 @@ TEST_CASE("who is an im: or pres: URI in the envelope is told where the request 
     const Message notice = parsed(fixture.last());
     CHECK(notice.request_uri_text() == "sip:bob@example.org");
     CHECK(notice.to()->uri.text == "sip:bob@example.org");
-    CHECK(read_content(notice)->cpim->to[0].uri == row.enveloped);
+    const auto content = read_content(notice);
+    REQUIRE(content);
+    CHECK(content->cpim->to[0].uri == row.enveloped);
+  }
+}
+
+TEST_CASE("a sender is told of a message that is empty, and of one that is large") {
+  NotificationRequest asked;
+  asked.positive_delivery = true;
+  for (const std::size_t size : {std::size_t{0}, std::size_t{50000}}) {
+    CAPTURE(size);
+    Fixture fixture(with_notices());
+    fixture.keep_requests();
+    Incoming incoming = enveloped(asked, "text/plain", "");
+    incoming.body.append(size, 'x');
+    fixture.receive(incoming.text());
+    REQUIRE(fixture.open.size() == 1);
+    REQUIRE_FALSE(fixture.agent.reply(fixture.open[0], 200));
+    REQUIRE(fixture.wire.sent.size() == 2);
+    const Message notice = parsed(fixture.last());
+    const auto content = read_content(notice);
+    REQUIRE(content);
+    CHECK(content->notification.message_id == "message-1");
+    CHECK(content->cpim->from.uri == "sip:alice@example.org");
   }
 }
 
