@@ -1,7 +1,6 @@
 #include "lifetime.hpp"
 
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 
 namespace program {
@@ -10,6 +9,15 @@ namespace {
 
 constexpr int ending_signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
 constexpr std::uint64_t patience_ms = 1000;
+
+/// libuv has the system call that a signal interrupts go on: a write that nobody reads would never
+/// come back to the loop.
+void let_interrupt(int number) {
+  struct sigaction action {};
+  sigaction(number, nullptr, &action);
+  action.sa_flags &= ~SA_RESTART;
+  sigaction(number, &action, nullptr);
+}
 
 }  // namespace
 
@@ -34,6 +42,7 @@ Lifetime::Lifetime(uv_loop_t* loop, std::function<void(int)> on_signal)
           self->on_signal_(caught);
         },
         number);
+    let_interrupt(number);
   }
 }
 
@@ -66,7 +75,6 @@ int Lifetime::run() {
 /// Without what is done at a proper exit, which would wait for libuv's threads.
 void Lifetime::cut_off(int status) {
   if (on_cut_off_) on_cut_off_();
-  std::fflush(nullptr);
   std::_Exit(status);
 }
 

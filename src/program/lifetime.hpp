@@ -18,7 +18,8 @@ namespace program {
 class Lifetime {
  public:
   /// From now on SIGPIPE does nothing: what is written says so. SIGINT, SIGTERM, SIGHUP and SIGQUIT
-  /// call `on_signal`, on the loop; a second one ends the program at once.
+  /// call `on_signal`, on the loop; a second one ends the program at once. They interrupt a write
+  /// that waits for its reader.
   Lifetime(uv_loop_t* loop, std::function<void(int signal)> on_signal);
   ~Lifetime();
   Lifetime(const Lifetime&) = delete;

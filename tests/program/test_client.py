@@ -22,7 +22,8 @@ import termios
 import time
 import unittest
 
-from support import PROGRAM, TIMEOUT_S, Client, Served, configuration, free_port, run, ysipchan
+from support import (PROGRAM, TIMEOUT_S, Client, Served, configuration, free_port, run, wait_until,
+                     ysipchan)
 
 PASSWORD = "secret-word"
 
@@ -412,6 +413,27 @@ class Receive(unittest.TestCase):
             self.assertEqual(run("send", f"sip:102@{server}", "x").stdout[:3], "500")
             self.assertEqual(client.wait(TIMEOUT_S), 3)
             self.assertIn("standard output: nobody reads it any more", client.stderr.read())
+
+    def test_a_signal_ends_it_though_its_reader_reads_nothing(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with self.subTest(number), open_server() as server:
+                read, write = os.pipe()
+                with subprocess.Popen([PROGRAM, "receive", "--as", f"sip:102@{server}"], stdout=write,
+                                      stderr=subprocess.PIPE, text=True) as client:
+                    self.assertIn("registered", client.stderr.readline())
+                    with Client("send", "--repeat", "100", "--rate", "100", f"sip:102@{server}",
+                                "x" * 1000) as sender:
+                        wait_until(lambda: not select.select([], [write], [], 0)[1])
+                        time.sleep(0.2)  # the next message comes, and waits
+                        client.send_signal(number)
+                        try:
+                            self.assertEqual(client.wait(3), 3)
+                        finally:
+                            client.kill()
+                            sender.process.terminate()
+                    self.assertIn("standard output: nobody reads it", client.stderr.read())
+                os.close(read)
+                os.close(write)
 
 
 class Exec(unittest.TestCase):
