@@ -4,21 +4,6 @@
 
 namespace program {
 
-namespace {
-
-/// "sip:HOST[:PORT]" of a URI; empty for what is none.
-std::string host_uri(const std::string& text) {
-  const auto uri = sipmsg::parse_uri(text);
-  if (!uri || uri->host.empty()) return {};
-  const bool is_ipv6 = sipmsg::is_ipv6_text(uri->host);
-  std::string result("sip:");
-  result.append(is_ipv6 ? "[" : "").append(uri->host).append(is_ipv6 ? "]" : "");
-  if (uri->port != 0) result.append(":").append(std::to_string(uri->port));
-  return result;
-}
-
-}  // namespace
-
 std::string uri_of(const std::string& text) {
   if (text.find('<') == std::string::npos) return text;
   const auto party = sipmsg::parse_name_addr(text);
@@ -93,9 +78,20 @@ std::string Account::complete_proxy() {
 
 std::string Account::proxy_for(const std::string& uri) const {
   if (!proxy_.empty()) return proxy_;
-  if (transport_.empty()) return {};
-  const std::string host = host_uri(uri);
-  return host.empty() ? host : host + ";transport=" + transport_;
+  return transport_.empty() ? std::string() : server_of(uri);
+}
+
+std::string Account::server_of(const std::string& uri_text) const {
+  if (!proxy_.empty()) return proxy_;
+  const auto uri = sipmsg::parse_uri(uri_text);
+  if (!uri || uri->host.empty()) return {};
+  const bool is_ipv6 = sipmsg::is_ipv6_text(uri->host);
+  std::string result("sip:");
+  result.append(is_ipv6 ? "[" : "").append(uri->host).append(is_ipv6 ? "]" : "");
+  if (uri->port != 0) result.append(":").append(std::to_string(uri->port));
+  const std::string_view transport = uri->parameter("transport").value_or(transport_);
+  if (!transport.empty()) result.append(";transport=").append(transport);
+  return result;
 }
 
 }  // namespace program

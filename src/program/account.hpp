@@ -31,8 +31,10 @@ class Account {
   bool trace() const { return trace_; }
 
   /// What Outgoing::proxy is to be for requests to this URI: the proxy; else, with --transport, the
-  /// URI's own host over that; else empty.
+  /// URI's own host over that, unless the URI says over what; else empty.
   std::string proxy_for(const std::string& uri) const;
+  /// The same where all is to go through the server of this URI, that of --as.
+  std::string server_of(const std::string& uri) const;
 
  private:
   std::string read_password();

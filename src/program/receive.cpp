@@ -190,7 +190,10 @@ class Receiving {
     outgoing.body = arguments_.auto_reply;
     outgoing.headers = {{"Auto-Submitted", "auto-replied"}};
     outgoing.login = arguments_.account.login();
-    outgoing.proxy = arguments_.account.proxy_for(own);
+    // Through our server: it knows where everybody is, and no stranger's own server gets to see
+    // what our password makes of its challenge.
+    outgoing.proxy = arguments_.listen.empty() ? arguments_.account.server_of(own)
+                                               : arguments_.account.proxy_for(incoming.from);
     ++answers_under_way_;
     const sipmsg::Error error =
         endpoint_.send(outgoing, [this, to = incoming.from](const sipmsg::Outcome& outcome) {

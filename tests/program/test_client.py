@@ -496,6 +496,26 @@ class AutoReply(unittest.TestCase):
             self.assertEqual(asking.status(), 0)
             self.assertEqual(asking.out, [f"sip:101@{server}: I am out"])
 
+    def test_an_answer_goes_through_the_own_server_whatever_the_sender_calls_his(self):
+        with open_server() as server, \
+                receiver(server, "--auto-reply", "I am out", user="101").registered() as client, \
+                receiver(server, "--count", "1", user="102").registered() as asking:
+            done = run("send", "--user", "102", f"sip:101@{server}", "hello")  # From has no port
+            self.assertEqual(done.returncode, 0)
+            self.assertEqual(asking.status(), 0, client.err)
+            self.assertEqual(asking.out, [f"sip:101@{server}: I am out"])
+
+    def test_a_stranger_learns_nothing_of_the_password(self):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger, guarded_server() as server, \
+                receiver(server, "--auto-reply", "I am out", "--password", PASSWORD).registered() as client:
+            stranger.bind(("127.0.0.1", 0))
+            own = f"127.0.0.1:{stranger.getsockname()[1]}"
+            run("send", "--from", f"sip:101@{own}", "--user", "101", "--password", PASSWORD,
+                f"sip:102@{server}", "hello")
+            client.wait_for("hello")
+            client.wait_for("^sipmsg: answer to ", client.err)
+            self.assertEqual(select.select([stranger], [], [], 0)[0], [])
+
     def test_two_that_answer_by_themselves_do_not_answer_each_other(self):
         with open_server() as server, \
                 receiver(server, "--auto-reply", "I am out", user="101").registered() as one, \
