@@ -229,7 +229,7 @@ class Chat {
     view_->show_own(line.id, printable(line.text), LineState::settled, word + sentence(outcome));
     if (is_finishing_) return;
     if (is_pipe()) status_ = std::max<int>(status_, exit_status_of(outcome));
-    if (lines_.size() == max_waiting_lines / 2) view_->set_ready(true);
+    if (lines_.size() == max_waiting_lines / 2 && !is_at_end_) view_->set_ready(true);
     if (lines_.empty() && is_at_end_) return finish(status_);
     send_next();
   }

@@ -602,6 +602,16 @@ class ChatInPipe(unittest.TestCase):
             self.assertIn("/dance: no such command", done.stderr)
             self.assertIn("/to URI", done.stderr)
 
+    def test_quit_is_the_end_however_many_lines_stand_before(self):
+        with open_server() as server, receiver(server).registered() as bob:
+            lines = "".join(f"line {i}\n" for i in range(60))
+            done = run("chat", "--as", f"sip:101@{server}", f"sip:102@{server}",
+                       input=lines + "/quit\nnever sent\n")
+            self.assertEqual(done.returncode, 0)
+            self.assertEqual(done.stdout.splitlines(),
+                             [f"> line {i}  [delivered: 200 OK]" for i in range(60)])
+            self.assertEqual(len(bob.out), 60)
+
     def test_two_can_chat_without_a_server(self):
         ports = free_port(), free_port()
         uris = [f"sip:{name}@127.0.0.1:{port}" for name, port in zip(("alice", "bob"), ports)]
