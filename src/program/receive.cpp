@@ -211,7 +211,6 @@ class Receiving {
     if (is_finishing_) return;
     is_finishing_ = true;
     status_ = status;
-    timeout_.reset();
     stop_when_idle();
   }
   /// The same, whatever is under way.

@@ -484,6 +484,21 @@ class Exec(unittest.TestCase):
                 client.process.terminate()
                 self.assertEqual(client.process.wait(TIMEOUT_S / 2), 0)
 
+    def test_its_time_ends_it_though_a_program_runs(self):
+        with open_server() as server, tempfile.TemporaryDirectory() as directory:
+            script = program(directory, "exec sleep 60 >/dev/null 2>&1")
+            with receiver(server, "--exec", script, "--count", "1", "--timeout", "1").registered() as client, \
+                    Client("send", f"sip:102@{server}", "x"):
+                self.assertEqual(client.process.wait(3), 0)
+
+    def test_a_program_can_open_its_standard_input_by_name(self):
+        with open_server() as server, tempfile.TemporaryDirectory() as directory:
+            script = program(directory, "cat /dev/stdin")
+            with receiver(server, "--exec", script, "--count", "1").registered() as client:
+                done = run("send", f"sip:102@{server}", "hello")
+                self.assertEqual((done.stdout[:3], client.status()), ("200", 0))
+                self.assertEqual(client.out, ["hello"])
+
 
 class AutoReply(unittest.TestCase):
     def test_whoever_writes_is_answered_once_in_a_while(self):
