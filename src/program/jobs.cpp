@@ -1,14 +1,32 @@
 #include "jobs.hpp"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 
 #include "exit_status.hpp"
 
 extern char** environ;
 
 namespace program {
+
+namespace {
+
+/// The end to read from, below 0 an error; `ours` becomes the other. libuv would take a pair of
+/// sockets, and a program that opens /dev/stdin cannot have one.
+int open_pipe(uv_pipe_t& ours) {
+  int ends[2];
+  if (pipe(ends) != 0) return uv_translate_sys_error(errno);
+  for (int end : ends) fcntl(end, F_SETFD, FD_CLOEXEC);
+  const int status = uv_pipe_open(&ours, ends[1]);
+  if (status == 0) return ends[0];
+  for (int end : ends) ::close(end);
+  return status;
+}
+
+}  // namespace
 
 /// One that runs: its process, and the pipe that is its standard input.
 struct Jobs::Running {
@@ -64,6 +82,7 @@ void Jobs::start(Job job) {
   running->owner = this;
   running->process.data = running->pipe.data = running->write.data = running;
   uv_pipe_init(loop_, &running->pipe, 0);
+  const int read_end = open_pipe(running->pipe);
   all_.push_back(running);
   ++running_;
 
@@ -79,12 +98,11 @@ void Jobs::start(Job job) {
   environment.push_back(nullptr);
   char* arguments[] = {program_.data(), nullptr};
   uv_stdio_container_t streams[3];
-  streams[0].flags = static_cast<uv_stdio_flags>(UV_CREATE_PIPE | UV_READABLE_PIPE);
-  streams[0].data.stream = reinterpret_cast<uv_stream_t*>(&running->pipe);
-  for (int descriptor : {STDOUT_FILENO, STDERR_FILENO}) {
+  for (int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     streams[descriptor].flags = UV_INHERIT_FD;
     streams[descriptor].data.fd = descriptor;
   }
+  streams[STDIN_FILENO].data.fd = std::max(read_end, -1);  // with -1 nothing is started
   uv_process_options_t options{};
   options.file = program_.c_str();
   options.args = arguments;
@@ -94,14 +112,20 @@ void Jobs::start(Job job) {
   options.exit_cb = [](uv_process_t* process, std::int64_t status, int signal) {
     static_cast<Running*>(process->data)->finish(signal != 0 ? -1 : static_cast<int>(status));
   };
-  if (const int status = uv_spawn(loop_, &running->process, &options); status < 0) {
+  int status = uv_spawn(loop_, &running->process, &options);
+  if (read_end < 0) {
+    status = read_end;
+  } else {
+    ::close(read_end);
+  }
+  if (status < 0) {
     complain("--exec " + program_ + ": " + uv_strerror(status));
     return running->finish(-1);
   }
   uv_buf_t buffer =
       uv_buf_init(running->job.input.data(), static_cast<unsigned>(running->job.input.size()));
   // What the program does not read is not our concern.
-  const int status =
+  status =
       uv_write(&running->write, reinterpret_cast<uv_stream_t*>(&running->pipe), &buffer, 1,
                [](uv_write_t* write, int) { static_cast<Running*>(write->data)->close_pipe(); });
   if (status < 0) running->close_pipe();
