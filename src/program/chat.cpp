@@ -55,8 +55,10 @@ std::optional<int> read(ChatArguments& arguments, int argc, char** argv) {
       "In a pipe: each line of standard input is sent; \"> TEXT  [delivered: 200 OK]\" tells of "
       "it, and\n"
       "\"< URI: TEXT\" of each message that comes. It ends when all lines are answered.\n\n"
-      "Exit status: 0 done, 1 the registration, or in a pipe a line, was refused, 2 wrong usage,\n"
-      "3 no answer, or nobody reads what is printed.";
+      "Exit status: 0 done, 1 the registration, or in a pipe a line, was refused, 2 wrong usage or "
+      "a line\n"
+      "that is too long, 3 no answer, a signal while lines waited, or nobody reads what is "
+      "printed.";
   return read_arguments(command, argc, argv);
 }
 
@@ -80,10 +82,11 @@ class Chat {
         peer_(uri_of(arguments.peer)),
         lifetime_(uv_default_loop(), [this](int number) { on_signal(number); }),
         typing_timer_(std::make_unique<Timer>(uv_default_loop())),
-        view_(make_chat_view(uv_default_loop(),
-                             {[this](std::string line) { on_line(std::move(line)); },
-                              [this](std::string_view text) { on_key(text); },
-                              [this] { on_end_of_input(); }, [this] { finish(exit_network); }})),
+        view_(make_chat_view(
+            uv_default_loop(),
+            {[this](std::string line) { on_line(std::move(line)); },
+             [this](std::string_view text) { on_key(text); },
+             [this](int status) { on_end_of_input(status); }, [this] { finish(exit_network); }})),
         endpoint_(uv_default_loop(), agent_options(arguments)),
         presence_(endpoint_, arguments.account,
                   {[this](const std::string& line) { view_->show_notice(printable(line)); },
@@ -152,7 +155,7 @@ class Chat {
     const std::size_t blank = std::min(line.find(' '), line.size());
     const std::string name = line.substr(0, blank);
     const std::string argument(sipmsg::trim(std::string_view(line).substr(blank)));
-    if (name == "/quit") return on_end_of_input();
+    if (name == "/quit") return on_end_of_input(exit_done);
     if (name == "/to") return change_peer(argument);
     if (name == "/help") {
       for (const char* text : {"/to URI  write to somebody else", "/quit    end",
@@ -176,7 +179,8 @@ class Chat {
   }
 
   /// In a pipe all that was written is answered first; a person does not want to wait.
-  void on_end_of_input() {
+  void on_end_of_input(int status) {
+    status_ = std::max(status_, status);
     if (!is_pipe() || lines_.empty()) return finish(status_);
     is_at_end_ = true;
     view_->set_ready(false);
@@ -299,7 +303,8 @@ class Chat {
 
   void on_signal(int number) {
     ended_by_ = number;
-    finish(status_);
+    const bool is_undone = is_pipe() && (!is_ready_ || !lines_.empty());
+    finish(is_undone ? exit_network : status_);
   }
 
   void finish(int status) {

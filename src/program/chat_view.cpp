@@ -97,13 +97,13 @@ class TerminalView final : public ChatView {
   }
 
   void take(std::string_view octets) {
-    if (octets.empty()) return handlers_.end();
+    if (octets.empty()) return handlers_.end(exit_done);
     for (EditEvent& event : editor_.feed(octets)) {
       if (!input_) return;  // what came before it has ended the chat
       switch (event.action) {
         case EditAction::accept: handlers_.line(std::move(event.text)); break;
         case EditAction::interrupt:
-        case EditAction::end: return handlers_.end();
+        case EditAction::end: return handlers_.end(exit_done);
         case EditAction::suspend: suspend(); break;
         case EditAction::redraw: draw(transcript_.redraw()); break;
       }
@@ -188,13 +188,13 @@ class PipeView final : public ChatView {
       handlers_.line(std::move(line));
     }
     if (!is_open_) return;
-    if (is_at_end_ && pending_.empty()) return handlers_.end();
+    if (is_at_end_ && pending_.empty()) return handlers_.end(exit_done);
     if (pending_.size() < max_line || pending_.find('\n') != std::string::npos) return;
     complain("standard input: a line of more than a megabyte is no message");
     pending_.clear();
     is_at_end_ = true;
     input_.reset();
-    handlers_.end();
+    handlers_.end(exit_usage);
   }
 
   void print(const std::string& line) {

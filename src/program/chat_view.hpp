@@ -19,8 +19,8 @@ namespace program {
 struct ChatHandlers {
   std::function<void(std::string line)> line;      ///< a line was written
   std::function<void(std::string_view text)> key;  ///< the line is this now; never in a pipe
-  std::function<void()> end;                       ///< nothing more will be written
-  std::function<void()> gone;                      ///< nobody reads what is shown
+  std::function<void(int status)> end;  ///< nothing more comes; all was taken if it is exit_done
+  std::function<void()> gone;           ///< nobody reads what is shown
 };
 
 /// How one of our own lines stands.

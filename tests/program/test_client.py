@@ -650,6 +650,26 @@ class ChatInPipe(unittest.TestCase):
                 self.assertEqual(client.status(), 0)
                 self.assertIn("sipmsg: ended by SIGTERM", client.err)
 
+    def test_a_signal_while_a_line_waits_ends_it_with_status_3(self):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.settimeout(TIMEOUT_S)
+            peer = f"sip:102@127.0.0.1:{silent.getsockname()[1]}"
+            for own in (["--listen", "udp:127.0.0.1:0"], ["--proxy", peer.partition("@")[2]]):
+                with self.subTest(own), Client("chat", "--as", "sip:101@127.0.0.1", *own, peer) as client:
+                    client.write("hello\n")
+                    silent.recv(65536)  # the message, or the registration before it
+                    client.process.terminate()
+                    self.assertEqual(client.status(), 3)
+                    self.assertIn("sipmsg: ended by SIGTERM", client.err)
+
+    def test_a_line_without_end_is_told_and_the_exit_status_is_2(self):
+        with open_server() as server, receiver(server).registered():
+            done = run("chat", "--as", f"sip:101@{server}", f"sip:102@{server}",
+                       input="hello\n" + "x" * 1100000)
+            self.assertEqual((done.returncode, done.stdout), (2, "> hello  [delivered: 200 OK]\n"))
+            self.assertIn("more than a megabyte", done.stderr)
+
     def test_a_registration_that_is_refused_ends_it_with_status_1(self):
         with guarded_server() as server:
             done = run("chat", "--as", f"sip:101@{server}", f"sip:102@{server}", input="hello\n")
