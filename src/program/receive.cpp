@@ -93,7 +93,10 @@ class Receiving {
   explicit Receiving(const ReceiveArguments& arguments)
       : arguments_(arguments),
         lifetime_(uv_default_loop(),
-                  [this](int) { cut_short(is_short() ? exit_network : exit_done); }),
+                  [this](int number) {
+                    complain(std::string("ended by ") + signal_name(number));
+                    cut_short(is_short() ? exit_network : exit_done);
+                  }),
         jobs_(uv_default_loop(), arguments.program, arguments.jobs),
         endpoint_(uv_default_loop(), agent_options(arguments)),
         presence_(endpoint_, arguments.account,
@@ -112,8 +115,7 @@ class Receiving {
       end(status);
     } else if (arguments_.timeout_ms != 0) {
       timeout_ = std::make_unique<Timer>(uv_default_loop());
-      timeout_->start(arguments_.timeout_ms, 0,
-                      [this] { cut_short(is_short() || count_ == 0 ? exit_network : exit_done); });
+      timeout_->start(arguments_.timeout_ms, 0, [this] { on_timeout(); });
     }
     return lifetime_.run();
   }
@@ -124,6 +126,14 @@ class Receiving {
     options.delivery_notices = true;
     options.login = arguments.account.login();
     return options;
+  }
+
+  void on_timeout() {
+    if (!is_short() && count_ > 0) return cut_short(exit_done);
+    complain(count_ == 0 ? "no message came in time"
+                         : std::to_string(count_) + " of " + std::to_string(arguments_.count) +
+                               " messages came in time");
+    cut_short(exit_network);
   }
 
   /// Fewer than were asked for.

@@ -111,6 +111,7 @@ class Sending {
  public:
   explicit Sending(const SendArguments& arguments)
       : arguments_(arguments), lifetime_(uv_default_loop(), [this](int number) {
+          clear_progress();
           complain(std::string("ended by ") + signal_name(number) + " while waiting");
           interrupt();
         }) {

@@ -212,6 +212,21 @@ class Send(unittest.TestCase):
         self.assertRegex(shown, r"\r\d+ of 30 sent, \d+ answered")
         self.assertNotIn(b"answered\x1b", done.stdout)
 
+    def test_a_signal_is_told_of_on_a_line_of_its_own(self):
+        master, slave = pty.openpty()
+        with open_server() as server, \
+                subprocess.Popen([PROGRAM, "send", "--repeat", "1000", "--rate", "10", f"sip:102@{server}",
+                                  "x"], stdout=subprocess.DEVNULL, stderr=slave) as client:
+            shown = ""
+            while "answered\x1b[K" not in shown:
+                shown += os.read(master, 65536).decode()
+            client.terminate()
+            self.assertEqual(client.wait(TIMEOUT_S), 3)
+        shown += os.read(master, 65536).decode()
+        os.close(master)
+        os.close(slave)
+        self.assertIn("\r\x1b[Ksipmsg: ended by SIGTERM", shown)
+
     def test_what_can_never_work_is_not_tried_many_times(self):
         done = run("send", "--json", "--repeat", "1000", "--content-type", "text",
                    "sip:102@127.0.0.1:9", "x")
@@ -352,13 +367,15 @@ class Receive(unittest.TestCase):
 
     def test_it_ends_after_its_time_and_says_by_its_status_whether_all_came(self):
         with open_server() as server:
-            for options, message, status in (([], True, 0), ([], False, 3),
-                                             (["--count", "2"], True, 3)):
+            for options, message, status, said in (
+                    ([], True, 0, None), ([], False, 3, "sipmsg: no message came in time"),
+                    (["--count", "2"], True, 3, "sipmsg: 1 of 2 messages came in time")):
                 with self.subTest(options), \
                         receiver(server, "--timeout", "1.5", *options).registered() as client:
                     if message:
                         run("send", f"sip:102@{server}", "hello")
                     self.assertEqual(client.status(), status)
+                    self.assertEqual(client.err[1:], [said] if said else [])
 
     def test_it_unregisters_at_its_end(self):
         for number, options, status in ((signal.SIGTERM, [], 0), (signal.SIGINT, ["--count", "1"], 3)):
@@ -367,6 +384,7 @@ class Receive(unittest.TestCase):
                 self.assertEqual(run("send", f"sip:103@{server}", "x").returncode, 1)
                 client.process.send_signal(number)
                 self.assertEqual(client.status(), status)
+                self.assertIn(f"sipmsg: ended by {number.name}", client.err)
                 self.assertIn("405", run("send", f"sip:102@{server}", "x").stdout)
 
     def test_without_registering_it_listens(self):
