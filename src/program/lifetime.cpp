@@ -28,6 +28,7 @@ Lifetime::Lifetime(uv_loop_t* loop, std::function<void(int)> on_signal)
   timer_.data = this;
   uv_unref(reinterpret_cast<uv_handle_t*>(&timer_));
   for (int number : ending_signals) {
+    if (is_ignored(number)) continue;
     signals_.push_back(std::make_unique<uv_signal_t>());
     uv_signal_t* handle = signals_.back().get();
     uv_signal_init(loop, handle);
@@ -76,6 +77,11 @@ int Lifetime::run() {
 void Lifetime::cut_off(int status) {
   if (on_cut_off_) on_cut_off_();
   std::_Exit(status);
+}
+
+bool is_ignored(int signal) {
+  struct sigaction action {};
+  return sigaction(signal, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 
 const char* signal_name(int signal) {

@@ -19,7 +19,7 @@ class Lifetime {
  public:
   /// From now on SIGPIPE does nothing: what is written says so. SIGINT, SIGTERM, SIGHUP and SIGQUIT
   /// call `on_signal`, on the loop; a second one ends the program at once. They interrupt a write
-  /// that waits for its reader.
+  /// that waits for its reader. Those that were ignored before, as nohup does, still are.
   Lifetime(uv_loop_t* loop, std::function<void(int signal)> on_signal);
   ~Lifetime();
   Lifetime(const Lifetime&) = delete;
@@ -48,6 +48,9 @@ class Lifetime {
   bool was_signalled_ = false;
   int status_ = exit_done;
 };
+
+/// Whether whoever started us wants nothing to be done at this signal.
+bool is_ignored(int signal);
 
 /// "SIGTERM" for the signals that end a program.
 const char* signal_name(int signal);

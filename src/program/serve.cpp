@@ -11,6 +11,7 @@
 #include "../modules/modules.hpp"
 #include "command_line.hpp"
 #include "configuration.hpp"
+#include "lifetime.hpp"
 #include "subcommands.hpp"
 #include "trace.hpp"
 
@@ -157,16 +158,18 @@ class Serving {
  private:
   static constexpr std::array<int, 3> signal_numbers = {SIGINT, SIGTERM, SIGHUP};
 
+  /// Without a configuration there is nothing to read anew: the terminal was closed.
+  bool reloads_at(int number) const { return number == SIGHUP && !arguments_.directory.empty(); }
+
   void watch(uv_signal_t& handle, int number) {
     uv_signal_init(uv_default_loop(), &handle);
     handle.data = this;
+    if (is_ignored(number) && !reloads_at(number)) return;  // nohup wants us to stay
     uv_signal_start(
         &handle,
         [](uv_signal_t* signal, int caught) {
           auto* serving = static_cast<Serving*>(signal->data);
-          // Without a configuration there is nothing to read anew: the terminal was closed.
-          const bool reloads = caught == SIGHUP && !serving->arguments_.directory.empty();
-          reloads ? serving->reload() : serving->end();
+          serving->reloads_at(caught) ? serving->reload() : serving->end();
         },
         number);
   }

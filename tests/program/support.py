@@ -14,6 +14,11 @@ import time
 PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else "sipmsg"
 TIMEOUT_S = 10
 
+# The program leaves signals alone that are ignored when it starts, as in the background of a script.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+
 
 def free_port():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -30,9 +35,10 @@ def run(*arguments, **more):
 class Served:
     """`sipmsg serve` with these arguments; `lines` is what it printed until it was ready."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, **more):
         self.process = subprocess.Popen([PROGRAM, "serve", *arguments], stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                        **more)
         self.lines = []
         for line in self.process.stderr:
             self.lines.append(line.rstrip("\n"))

@@ -424,6 +424,14 @@ class Receive(unittest.TestCase):
                 client.process.terminate()
                 self.assertEqual(client.status(), 0)
 
+    def test_what_was_started_with_nohup_outlives_its_terminal(self):
+        ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with open_server() as server, \
+                receiver(server, "--count", "1", preexec_fn=ignore).registered() as client:
+            client.process.send_signal(signal.SIGHUP)
+            self.assertEqual(run("send", f"sip:102@{server}", "hello").stdout[:3], "200")
+            self.assertEqual(client.status(), 0)
+
     def test_a_reader_that_has_gone_ends_it_in_a_sentence(self):
         with open_server() as server, \
                 unread("receive", "--as", f"sip:102@{server}") as client:

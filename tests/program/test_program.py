@@ -9,6 +9,7 @@ import pathlib
 import re
 import signal
 import socket
+import subprocess
 import unittest
 
 from support import Phone, Served, configuration, free_port, run, ysipchan
@@ -139,6 +140,18 @@ class Serve(unittest.TestCase):
             path.write_text("[general]\nport=seventy\nport=70000\ntype=pigeon\n")
             it.process.send_signal(signal.SIGHUP)
             it.wait_for("stays as it was")
+
+    def test_started_with_nohup_it_outlives_its_terminal_and_reads_its_configuration_anew(self):
+        ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        port = free_port()
+        with Served("--listen", f"udp:127.0.0.1:{port}", preexec_fn=ignore) as it:
+            it.process.send_signal(signal.SIGHUP)
+            with self.assertRaises(subprocess.TimeoutExpired):
+                it.process.wait(0.3)
+        with configuration(ysipchan=ysipchan(port), regfile="") as directory, \
+                Served("-c", directory, preexec_fn=ignore) as it:
+            it.process.send_signal(signal.SIGHUP)
+            it.wait_for("reloaded")
 
     def test_the_trace_shows_what_is_sent_and_received(self):
         port = free_port()
