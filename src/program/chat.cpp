@@ -27,6 +27,8 @@ using sipmsg::Outcome;
 using sipmsg::Outgoing;
 
 constexpr std::size_t max_waiting_lines = 100;
+/// How long a line waits, at most, for the answer to "is typing".
+constexpr std::uint32_t typing_deadline_ms = 2000;
 
 struct ChatArguments {
   Account account;
@@ -247,6 +249,7 @@ class Chat {
     write_composing(out, *is_active, *is_active ? ComposingSender::refresh_s : 0);
     outgoing.body = out.written();
     outgoing.content_type = std::string(sipmsg::composing_media_type);
+    outgoing.deadline_ms = typing_deadline_ms;
     is_under_way_ = true;
     const sipmsg::Error error = endpoint_.send(outgoing, [this](const Outcome& outcome) {
       is_under_way_ = false;

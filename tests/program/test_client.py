@@ -812,6 +812,29 @@ class ChatOnTerminal(unittest.TestCase):
             alice.write("/quit\r")
             self.assertEqual(alice.end(), (0, True))
 
+    def test_where_nobody_could_bring_it_back_it_is_not_stopped(self):
+        with open_server() as server, Terminal(server, 101, 102, is_orphan=True) as alice:
+            for stop in (lambda: alice.write("\x1a"),
+                         lambda: alice.process.send_signal(signal.SIGTSTP)):
+                stop()
+                alice.wait_for("\x1b[?2004l")
+                alice.wait_for("\x1b[?2004h")
+            alice.write("/quit\r")
+            self.assertEqual(alice.end(), (0, True))
+
+    def test_a_line_does_not_wait_long_for_what_is_typing(self):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.settimeout(4)
+            peer = f"sip:102@127.0.0.1:{silent.getsockname()[1]}"
+            with Terminal("127.0.0.1", 101, peer, "--listen", "udp:127.0.0.1:0") as alice:
+                alice.write("hello")
+                self.assertIn(b"isComposing", silent.recv(65536))
+                begin = time.monotonic()
+                alice.write("\r")
+                while not silent.recv(65536).endswith(b"\r\n\r\nhello"):
+                    self.assertLess(time.monotonic(), begin + 4)
+
     def test_a_line_is_drawn_as_wide_as_the_terminal_has_become(self):
         with open_server() as server, Terminal(server, 101, 102) as alice:
             alice.write("0123456789abcdefghijklmnopqrstuvwxyz")
