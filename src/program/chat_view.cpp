@@ -26,7 +26,13 @@ class TerminalView final : public ChatView {
 
   bool start() override {
     if (!terminal_.enter()) return false;
-    for (int number : {SIGWINCH, SIGCONT, SIGTSTP}) watch(number);
+    std::size_t watched = 0;
+    for (int number : {SIGTSTP, SIGCONT, SIGWINCH}) {
+      signals_[watched] = new Signal;
+      uv_signal_init(loop_, signals_[watched]);
+      uv_unref(reinterpret_cast<uv_handle_t*>(signals_[watched]));
+      watch(signals_[watched++], number);
+    }
     input_ = std::make_unique<Input>(loop_, STDIN_FILENO,
                                      [this](std::string_view octets) { take(octets); });
     resize();
@@ -64,31 +70,34 @@ class TerminalView final : public ChatView {
 
   static void free_signal(uv_handle_t* handle) { delete reinterpret_cast<Signal*>(handle); }
 
-  void watch(int number) {
-    auto* signal = new Signal;
-    uv_signal_init(loop_, signal);
+  void watch(Signal* signal, int number) {
     signal->data = this;
-    uv_unref(reinterpret_cast<uv_handle_t*>(signal));
     uv_signal_start(
         signal,
         [](uv_signal_t* handle, int caught) {
           static_cast<TerminalView*>(handle->data)->on_signal(caught);
         },
         number);
-    signals_[watched_++] = signal;
   }
 
   void on_signal(int number) {
     if (number == SIGTSTP) return suspend();
-    if (number == SIGCONT && !terminal_.enter()) return handlers_.gone();
-    resize();
+    number == SIGCONT ? resume() : resize();
   }
 
-  /// As Control-Z does by itself where a terminal is not raw. SIGCONT brings us back.
+  /// As Control-Z does by itself where a terminal is not raw: with all that was started together,
+  /// and not where nobody could bring us back. So it may have done nothing; else SIGCONT has come.
   void suspend() {
     print_out("\r\x1b[K");
     terminal_.leave();
-    raise(SIGSTOP);
+    uv_signal_stop(signals_[0]);
+    kill(0, SIGTSTP);
+    watch(signals_[0], SIGTSTP);
+    resume();
+  }
+  void resume() {
+    if (!terminal_.enter()) return handlers_.gone();
+    resize();
   }
 
   void resize() {
@@ -123,8 +132,7 @@ class TerminalView final : public ChatView {
   LineEditor editor_;
   Transcript transcript_;
   std::unique_ptr<Input> input_;
-  Signal* signals_[3] = {};
-  std::size_t watched_ = 0;
+  Signal* signals_[3] = {};  ///< of SIGTSTP, SIGCONT and SIGWINCH
 };
 
 // ---- in a pipe ---------------------------------------------------------------------------------

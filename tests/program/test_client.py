@@ -706,16 +706,19 @@ class ChatInPipe(unittest.TestCase):
 class Terminal:
     """A chat on a pseudo-terminal."""
 
-    def __init__(self, server, own, peer):
+    def __init__(self, server, own, peer, *options, is_orphan=False):
         self.master, self.slave = pty.openpty()
         self.before = termios.tcgetattr(self.slave)
         self.shown = ""
+        self.ready = "listening" if "--listen" in options else "registered as"
         self.process = subprocess.Popen(
-            [PROGRAM, "chat", "--as", f"sip:{own}@{server}", f"sip:{peer}@{server}"],
-            stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True)
+            [PROGRAM, "chat", "--as", f"sip:{own}@{server}", *options,
+             peer if ":" in str(peer) else f"sip:{peer}@{server}"],
+            stdin=self.slave, stdout=self.slave, stderr=self.slave,
+            preexec_fn=os.setsid if is_orphan else os.setpgrp)
 
     def __enter__(self):
-        self.wait_for("registered as")
+        self.wait_for(self.ready)
         return self
 
     def __exit__(self, *_):
@@ -800,15 +803,19 @@ class ChatOnTerminal(unittest.TestCase):
                     self.assertIn("\x1b[?2004l", alice.shown)
 
     def test_stopped_it_leaves_the_terminal_and_comes_back(self):
-        with open_server() as server, Terminal(server, 101, 102) as alice:
+        with open_server() as server, Terminal(server, 101, 102) as alice, \
+                subprocess.Popen(["sleep", "60"],
+                                 preexec_fn=lambda: os.setpgid(0, alice.process.pid)) as beside:
             for stop in (lambda: alice.write("\x1a"),
                          lambda: alice.process.send_signal(signal.SIGTSTP)):
                 stop()
                 self.assertTrue(os.WIFSTOPPED(os.waitpid(alice.process.pid, os.WUNTRACED)[1]))
                 self.assertEqual(termios.tcgetattr(alice.slave), alice.before)
-                alice.process.send_signal(signal.SIGCONT)
+                self.assertTrue(os.WIFSTOPPED(os.waitpid(beside.pid, os.WUNTRACED)[1]))
+                os.killpg(alice.process.pid, signal.SIGCONT)
                 alice.wait_for("\x1b[?2004h")
                 self.assertNotEqual(termios.tcgetattr(alice.slave), alice.before)
+            beside.kill()
             alice.write("/quit\r")
             self.assertEqual(alice.end(), (0, True))
 
