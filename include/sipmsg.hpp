@@ -18416,8 +18416,12 @@ class ServerCore final : public TransportReceiver,
     const std::shared_ptr<LogHandler> handler = log_;  // it may replace itself
     if (!handler || !*handler) return;
     std::string line(text);
-    for (char& c : line) {
-      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+    for (std::size_t i = 0; i < line.size(); ++i) {
+      const auto octet = static_cast<unsigned char>(line[i]);
+      // U+0080 to U+009F in UTF-8: some terminals obey them as they do ESC and a letter.
+      const bool is_c1 = octet >= 0x80 && octet < 0xa0 && i > 0 && line[i - 1] == '\xc2';
+      if (is_c1) line[i - 1] = '?';
+      if (octet < 0x20 || octet == 0x7f || is_c1) line[i] = '?';
     }
     (*handler)(severity, line);
   }

@@ -5,14 +5,16 @@
 
 Starts the program on ports of the loopback that are free, talks SIP to it, sends it signals.
 """
+import os
 import pathlib
+import pty
 import re
 import signal
 import socket
 import subprocess
 import unittest
 
-from support import Phone, Served, configuration, free_port, run, ysipchan
+from support import PROGRAM, Phone, Served, configuration, free_port, run, ysipchan
 
 
 class CommandLine(unittest.TestCase):
@@ -161,6 +163,23 @@ class Serve(unittest.TestCase):
                                      it.wait_for("received from")))
             it.wait_for("sent to udp")
             it.wait_for("SIP/2.0 200 OK")
+
+    def test_the_trace_on_a_terminal_holds_nothing_that_it_would_obey(self):
+        port = free_port()
+        master, slave = pty.openpty()
+        with subprocess.Popen([PROGRAM, "serve", "--listen", f"udp:127.0.0.1:{port}", "--trace"],
+                              stderr=slave) as server, Phone(port) as phone:
+            os.close(slave)
+            shown = b""
+            while b"ready" not in shown:
+                shown += os.read(master, 65536)
+            phone.ask("OPTIONS", "x", headers="Subject: \x1b[2Jtitle\r\n")
+            while b"SIP/2.0 " not in shown:
+                shown += os.read(master, 65536)
+            server.kill()
+        os.close(master)
+        self.assertIn("Subject: \ufffd[2Jtitle\r\n", shown.decode())
+        self.assertNotIn(b"\x1b", shown)
 
 
 if __name__ == "__main__":
