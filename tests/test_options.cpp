@@ -92,8 +92,8 @@ TEST_CASE("what is wrong is said, and where") {
       {{"a", "b", "c"},
        "argument 4, \"c\": nothing more is expected; a text with blanks needs quotes"},
       {{"a", "--frm", "x"}, "unknown option --frm; did you mean --from?"},
-      {{"a", "--zebra"}, "unknown option --zebra"},
-      {{"a", "-x"}, "unknown option -x"},
+      {{"a", "--zebra"}, "unknown option --zebra; what is no option goes behind --"},
+      {{"a", "-x"}, "unknown option -x; what is no option goes behind --"},
       {{"a", "--from"}, "--from needs a value: URI"},
       {{"a", "--from", "x", "--from", "y"}, "--from is given twice"},
       {{"a", "--trace=yes"}, "--trace takes no value"},
@@ -103,9 +103,9 @@ TEST_CASE("what is wrong is said, and where") {
       {{"a", "--count=99999999999999999999"},
        "--count 99999999999999999999: expected a number from 1 to 100"},
       {{"a", "--deadline", "soon"},
-       "--deadline soon: expected seconds, as in 2 or 0.5, at most a day"},
+       "--deadline soon: expected seconds above 0, as in 2 or 0.5, at most a day"},
       {{"a", "--deadline", "1.2.3"},
-       "--deadline 1.2.3: expected seconds, as in 2 or 0.5, at most a day"},
+       "--deadline 1.2.3: expected seconds above 0, as in 2 or 0.5, at most a day"},
       {{"a", "--transport", "ud"}, "--transport ud: expected udp or tcp"},
       {{"a", "--count", "x", "--zebra"}, "--count x: expected a number from 1 to 100"},
   };
@@ -121,14 +121,14 @@ TEST_CASE("seconds are read to the millisecond") {
     std::string text;
     std::uint32_t ms;
   };
-  for (const Row& row : {Row{"0", 0}, Row{"1", 1000}, Row{"0.25", 250}, Row{".5", 500},
+  for (const Row& row : {Row{"0.001", 1}, Row{"1", 1000}, Row{"0.25", 250}, Row{".5", 500},
                          Row{"2.", 2000}, Row{"1.2345", 1234}, Row{"86400", 86400000}}) {
     CAPTURE(row.text);
     Arguments it;
     CHECK(it.parse({"a", "--deadline", row.text}).wrong == "");
     CHECK(it.deadline_ms == row.ms);
   }
-  for (const char* text : {".", "", "86401", "1,5", "1.x", "-1"}) {
+  for (const char* text : {".", "", "0", "0.0009", "86401", "1,5", "1.x", "-1"}) {
     CAPTURE(text);
     Arguments it;
     CHECK(it.parse({"a", "--deadline", text}).wrong != "");
@@ -168,6 +168,7 @@ TEST_CASE("the help comes from the table, and asking for it comes before what is
         "  --deadline SECONDS   how long\n"
         "  --transport udp|tcp  over what\n"
         "  --password P         secret\n"
+        "  --                   no options behind this\n"
         "  --help               this text\n\n"
         "More in the manual.\n");
 }

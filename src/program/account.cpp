@@ -27,12 +27,12 @@ std::string check_uri(const std::string& what, const std::string& text) {
 }
 
 std::string Account::complete(const std::string& own_uri) {
-  if (std::string wrong = read_password(); !wrong.empty()) return wrong;
-  if (std::string wrong = complete_proxy(); !wrong.empty()) return wrong;
   if (user_.empty() && !own_uri.empty()) {
     const auto uri = sipmsg::parse_uri(own_uri);
     if (uri) user_ = uri->user;
   }
+  if (std::string wrong = read_password(); !wrong.empty()) return wrong;
+  if (std::string wrong = complete_proxy(); !wrong.empty()) return wrong;
   if (has_password_ && user_.empty()) return "a password needs --user, or a URI with a user";
   if (has_password_) login_ = std::make_shared<sipmsg::Login>(user_, std::move(password_));
   password_.clear();
@@ -53,7 +53,7 @@ std::string Account::read_password() {
     if (!file) return "--password-file " + password_file_ + ": " + describe(file.error());
     password_ = file->substr(0, file->find_first_of("\r\n"));
     has_password_ = true;
-  } else if (!has_password_ && is_in_environment) {
+  } else if (!has_password_ && is_in_environment && !user_.empty()) {
     password_ = from_environment;
     has_password_ = true;
   }

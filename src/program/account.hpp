@@ -2,7 +2,8 @@
 //
 // A password comes from --password, from the file of --password-file, or from the environment, in
 // this order. It goes into the Login and nowhere else: what is printed never holds it, `ps` does
-// not show it (the option is overwritten), and programs we start do not inherit it.
+// not show it (the option is overwritten), and programs we start do not inherit it. That of the
+// environment is for whoever may need it, and left out where there is no user it could be of.
 #pragma once
 
 #include <memory>

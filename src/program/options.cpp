@@ -157,7 +157,9 @@ class Parser {
       *number->value = *read;
     } else if (const auto* seconds = std::get_if<SecondsTarget>(&option.target)) {
       const auto read = parse_seconds_ms(value);
-      if (!read) return complain(said + "seconds, as in 2 or 0.5, at most a day");
+      if (read.value_or(0) == 0) {
+        return complain(said + "seconds above 0, as in 2 or 0.5, at most a day");
+      }
       *seconds->value_ms = *read;
     } else if (const auto* choice = std::get_if<ChoiceTarget>(&option.target)) {
       if (!is_one_of(value, choice->words)) {
@@ -189,7 +191,8 @@ class Parser {
         found = option.name;
       }
     }
-    return found.empty() ? std::string() : "; did you mean " + std::string(found) + "?";
+    if (!found.empty()) return "; did you mean " + std::string(found) + "?";
+    return command_.operands.size() == 0 ? "" : "; what is no option goes behind --";
   }
 
   const CommandLine& command_;
@@ -241,6 +244,7 @@ std::string help(const CommandLine& command) {
       append_option(page, name_and_value(option), option.help, column);
     }
   }
+  if (command.operands.size() != 0) append_option(page, "--", "no options behind this", column);
   append_option(page, "--help", "this text", column);
   if (!command.notes.empty()) page.append("\n").append(command.notes).append("\n");
   return page;

@@ -22,7 +22,7 @@ struct NumberTarget {
   std::uint32_t highest;
 };
 
-/// A time in seconds, "2.5", kept in milliseconds; at most a day.
+/// A time in seconds, "2.5", kept in milliseconds; from one of them to a day.
 struct SecondsTarget {
   std::uint32_t* value_ms;
 };

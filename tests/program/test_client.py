@@ -92,6 +92,9 @@ class CommandLine(unittest.TestCase):
                 (["send", "sip:a@127.0.0.1", "hi", "--password-file", "/nowhere/x"], "--password-file"),
                 (["send", "sip:a@127.0.0.1", "hi", "--content-type", "text"],
                  "Content-Type is malformed"),
+                (["send", "sip:a@127.0.0.1", "-hi"], "unknown option -hi; what is no option goes behind --"),
+                (["send", "sip:a@127.0.0.1", "hi", "--deadline", "0"], "expected seconds above 0"),
+                (["receive", "--timeout", "0"], "expected seconds above 0"),
                 (["send", "sip:a@127.0.0.1", "hi", "--repeat", "0"], "expected a number from 1"),
                 (["receive"], "--as URI is missing"),
                 (["receive", "--as", "sip:127.0.0.1"], "a user name is missing"),
@@ -132,6 +135,11 @@ class Send(unittest.TestCase):
                 with self.subTest(arguments):
                     done = run("send", *arguments)
                     self.assertEqual((done.returncode, done.stdout, done.stderr), (1, said, ""))
+
+    def test_the_transport_is_for_those_uris_that_name_none(self):
+        with open_server() as server:
+            done = run("send", "--trace", "--transport", "tcp", f"sip:102@{server};transport=udp", "x")
+            self.assertIn(f"sent to udp {server}", done.stderr)
 
     def test_no_answer_is_told_and_the_exit_status_is_3(self):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
@@ -271,6 +279,12 @@ class Password(unittest.TestCase):
             done = run("send", "--user", "101", "--password", "x", "--password-file", str(right),
                        f"sip:102@{server}", "hello")
             self.assertEqual(done.returncode, 2)
+
+    def test_that_of_the_environment_is_not_needed_where_nobody_logs_in(self):
+        with open_server() as server:
+            done = run("send", f"sip:102@{server}", "hello",
+                       env=in_environment(SIPMSG_PASSWORD=PASSWORD))
+            self.assertEqual((done.returncode, done.stderr, done.stdout[:3]), (1, "", "405"))
 
     def test_it_is_neither_printed_nor_seen_in_the_list_of_processes(self):
         for password in (["--password", PASSWORD], [f"--password={PASSWORD}"]):
