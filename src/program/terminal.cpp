@@ -30,7 +30,9 @@ void restore() {
   if (is_raw == 0) return;
   is_raw = 0;
   write_to_terminal(end_marking_pastes);
-  tcsetattr(STDIN_FILENO, TCSADRAIN, &terminal_before);
+  if (tcsetattr(STDIN_FILENO, TCSADRAIN, &terminal_before) == 0) return;
+  // A signal came while it waited for what is still to be shown (see Lifetime).
+  tcsetattr(STDIN_FILENO, TCSANOW, &terminal_before);
 }
 
 /// SA_RESETHAND has the signal do what it does by itself when it is raised again.
