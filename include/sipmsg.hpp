@@ -9295,7 +9295,7 @@ struct RouteRequest {
   const MessageView& message;
   std::string_view caller;          ///< user part of From, decoded
   std::string_view caller_name;     ///< display name of From, as written
-  std::string_view called;          ///< user part of the Request-URI, decoded
+  std::string_view called;          ///< user part of the Request-URI, decoded: see `set_parameter`
   std::string_view username;        ///< whom the password proved; empty without authentication
   Flow source;                      ///< where the message came from
   RouteKey key;                     ///< for a verdict that comes later
@@ -9309,7 +9309,8 @@ struct RouteRequest {
   /// Of a header that is repeated, the first.
   inline std::optional<std::string> parameter(std::string_view name) const;
   /// For the handlers that follow, and for what is sent. To set what it is already changes nothing:
-  /// some applications send back whatever they were told.
+  /// some applications send back whatever they were told. Another `called` is whom the message goes
+  /// to where no URI is given; its Request-URI changes when the chain is through.
   void set_parameter(std::string_view name, std::string_view value) const {
     if (changes != nullptr && parameter(name) != value) changes->set(name, value);
   }
@@ -10195,9 +10196,9 @@ inline bool may_speak_as(const UserSettings& user, const UriView& address,
 // alteration: what becomes of a message, or of its answer, by what handlers have set.
 //
 // `xsip_body` and `xsip_type` are another body, `sip_NAME` another header of the message that goes
-// on, `osip_NAME` a header of an answer of our own. From, To, Call-ID, CSeq and the headers of
-// transport stay as they are, whatever is set: the sender must know its answer again (RFC 3261
-// 16.6), and a proxy writes the others itself.
+// on, `called` another user in its Request-URI, `osip_NAME` a header of an answer of our own. From,
+// To, Call-ID, CSeq and the headers of transport stay as they are, whatever is set: the sender must
+// know its answer again (RFC 3261 16.6), and a proxy writes the others itself.
 
 namespace sipmsg {
 
@@ -10255,11 +10256,26 @@ inline bool alters_body(const RouteChanges& changes) {
 
 inline bool alters_message(const RouteChanges& changes) {
   if (changes.empty()) return false;
-  if (alters_body(changes)) return true;
+  if (alters_body(changes) || changes.find("called") != nullptr) return true;
   for (const RouteChanges::Change& change : changes) {
     if (!header_to_set(change.name, header_prefix).empty()) return true;
   }
   return false;
+}
+
+/// The start line with its line end, calling whom handlers have named.
+inline std::string altered_start_line(const MessageView& message, const RouteChanges& changes) {
+  const RouteChanges::Change* called = changes.find("called");
+  if (called == nullptr) {
+    return std::string(message.bytes().substr(0, message.offset_of(message.field_line(0))));
+  }
+  const auto uri = message.request_uri();
+  const auto host = static_cast<std::size_t>(uri->host.data() - uri->text.data());
+  const std::size_t behind_user =
+      uri->has_user ? uri->text.rfind('@', host) + 1 : uri->scheme_text.size() + 1;
+  std::string line = "MESSAGE " + std::string(uri->scheme_text) + ":";
+  if (!called->value.empty()) line += escape(called->value, char_user) + "@";
+  return line.append(uri->text.substr(behind_user)) + " SIP/2.0\r\n";
 }
 
 /// A body with its type.
@@ -10326,7 +10342,7 @@ inline Result<std::string> altered_message(const MessageView& message, const Fie
   if (body.content_type.find_first_of(std::string_view("\r\n\0", 3)) != std::string::npos) {
     return ErrorCode::forbidden_octet;
   }
-  std::string text(message.bytes().substr(0, message.offset_of(message.field_line(0))));
+  std::string text = altered_start_line(message, changes);
   for (std::size_t i = 0; i < message.header_count(); ++i) {
     const HeaderId id = message.field(i).id;
     const bool is_of_body = id == HeaderId::content_type || id == HeaderId::content_length;
@@ -14756,7 +14772,9 @@ inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t n
 
 /// The handler of the users themselves: everybody we know is reached at his bindings.
 inline Verdict Proxy::route_to_user(const RouteRequest& request) const {
-  return is_known(request.called) ? Verdict::forward({}) : Verdict::next();
+  const RouteChanges::Change* called = request.changes->find("called");
+  return is_known(called == nullptr ? request.called : called->value) ? Verdict::forward({})
+                                                                      : Verdict::next();
 }
 
 inline bool Proxy::is_known(std::string_view name) const {
@@ -14771,6 +14789,8 @@ inline bool Proxy::is_known(std::string_view name) const {
 /// used up the hops, and let others route, has refused it all the same.
 inline void Proxy::forward(Asked& asked, const std::vector<std::string>& uris) {
   if (const int code = detail::forbidden_by(asked.changes)) return refuse(asked, code);
+  Message altered;
+  if (!alter(asked, altered)) return refuse(asked, 500);
   target_count_ = 0;
   if (uris.empty()) {
     const ShortText called = ShortText::unescaped(asked.called);
@@ -14778,8 +14798,6 @@ inline void Proxy::forward(Asked& asked, const std::vector<std::string>& uris) {
     if (target_count_ == 0 && !is_known(called.view())) return refuse(asked, 404);
   }
   for (const std::string& uri : uris) add_uri(uri);
-  Message altered;
-  if (!alter(asked, altered)) return refuse(asked, 500);
   if (target_count_ == 0) return refuse_undelivered(asked, settings_->message.offline_code);
   asked.request.username = asked.username.view();
   const int code = relays_.start(asked.request, targets_.data(), target_count_);
@@ -14813,8 +14831,8 @@ inline bool Proxy::on_undelivered(const RelayRequest& request, int code) {
   return true;
 }
 
-/// Where handlers have set another body or other headers, makes the message anew and has `asked`
-/// point to it. False where what they set cannot be sent.
+/// Where handlers have set another body, other headers or another user to call, makes the message
+/// anew and has `asked` point to it. False where what they set cannot be sent.
 inline bool Proxy::alter(Asked& asked, Message& altered) {
   if (!detail::alters_message(asked.changes)) return true;
   auto text = detail::altered_message(*asked.request.message, asked.request.removed, asked.changes);

@@ -977,6 +977,48 @@ TEST_CASE("a handler may send a message to several") {
   CHECK(network.take().size() == 3);
 }
 
+TEST_CASE("whom a handler calls in place of the one called is who gets the message") {
+  struct Row {
+    const char* uri;
+    const char* called;
+    int status;  ///< 0: bob gets it
+  };
+  const Row rows[] = {
+      {"sip:nobody@example.org", "bob", 0},
+      {"sip:carol@example.org", "bob", 0},
+      {"sip:carol:secret@example.org;transport=udp", "bob", 0},
+      {"sip:example.org", "bob", 0},
+      {"sip:bob@example.org", "alice", 405},
+      {"sip:bob@example.org", "no body", 404},
+      {"sip:bob@example.org", "", 404},
+  };
+  for (const Row& row : rows) {
+    for (const bool later : {false, true}) {
+      CAPTURE(row.uri);
+      CAPTURE(row.called);
+      CAPTURE(later);
+      NetworkWithBob network;
+      network.bind("carol", "sip:carol@192.0.2.30", udp("192.0.2.30:5060"));
+      RouteKey key;
+      network.proxy.handlers().add(50, [&](const RouteRequest& request) {
+        key = request.key;
+        if (later) return Verdict::later();
+        request.set_parameter("called", row.called);
+        return Verdict::next();
+      });
+      network.receive(to_uri(row.uri).text(), alice);
+      sipmsg::RouteChanges changes;
+      changes.set("called", row.called);
+      if (later) {
+        CHECK_FALSE(network.proxy.resume(key, Verdict::next(), network.now_ms, changes));
+      }
+      const Packet packet = network.take_one();
+      CHECK(packet.status() == row.status);
+      if (row.status == 0) CHECK(start_line(packet.text) == "MESSAGE " + bob_contact + " SIP/2.0");
+    }
+  }
+}
+
 TEST_CASE("a forward of nobody known to the one called is 404") {
   Network network;
   network.proxy.handlers().add(50, [](const RouteRequest&) { return Verdict::forward({}); });
@@ -1753,6 +1795,23 @@ TEST_CASE("what is kept is the message as handlers have changed it") {
     if (is_bound) network.receive(answer_to(network.take_one().text, "480 Away"), bob);
     REQUIRE(network.said.size() == 1);
     CHECK(network.said[0].substr(4) == "alice>bob changed");
+  }
+}
+
+TEST_CASE("what is kept for another than the one called is his") {
+  for (const bool is_bound : {false, true}) {
+    CAPTURE(is_bound);
+    NetworkWithKeeper network(Verdict::next());
+    network.proxy.handlers().add(10, [](const RouteRequest& request) {
+      request.set_parameter("called", "bob");
+      return Verdict::next();
+    });
+    if (is_bound) network.bind("bob", bob_contact, bob);
+    network.receive(to_uri("sip:nobody@example.org").text(), alice);
+    if (is_bound) network.receive(answer_to(network.take_one().text, "480 Away"), bob);
+    CHECK(network.said ==
+          std::vector<std::string>{std::string(is_bound ? "480" : "405") + " alice>bob hello"});
+    CHECK(network.take_one().status() == (is_bound ? 480 : 405));
   }
 }
 

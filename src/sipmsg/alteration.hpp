@@ -1,9 +1,9 @@
 // alteration: what becomes of a message, or of its answer, by what handlers have set.
 //
 // `xsip_body` and `xsip_type` are another body, `sip_NAME` another header of the message that goes
-// on, `osip_NAME` a header of an answer of our own. From, To, Call-ID, CSeq and the headers of
-// transport stay as they are, whatever is set: the sender must know its answer again (RFC 3261
-// 16.6), and a proxy writes the others itself.
+// on, `called` another user in its Request-URI, `osip_NAME` a header of an answer of our own. From,
+// To, Call-ID, CSeq and the headers of transport stay as they are, whatever is set: the sender must
+// know its answer again (RFC 3261 16.6), and a proxy writes the others itself.
 #pragma once
 
 #include <array>
@@ -71,11 +71,26 @@ inline bool alters_body(const RouteChanges& changes) {
 
 inline bool alters_message(const RouteChanges& changes) {
   if (changes.empty()) return false;
-  if (alters_body(changes)) return true;
+  if (alters_body(changes) || changes.find("called") != nullptr) return true;
   for (const RouteChanges::Change& change : changes) {
     if (!header_to_set(change.name, header_prefix).empty()) return true;
   }
   return false;
+}
+
+/// The start line with its line end, calling whom handlers have named.
+inline std::string altered_start_line(const MessageView& message, const RouteChanges& changes) {
+  const RouteChanges::Change* called = changes.find("called");
+  if (called == nullptr) {
+    return std::string(message.bytes().substr(0, message.offset_of(message.field_line(0))));
+  }
+  const auto uri = message.request_uri();
+  const auto host = static_cast<std::size_t>(uri->host.data() - uri->text.data());
+  const std::size_t behind_user =
+      uri->has_user ? uri->text.rfind('@', host) + 1 : uri->scheme_text.size() + 1;
+  std::string line = "MESSAGE " + std::string(uri->scheme_text) + ":";
+  if (!called->value.empty()) line += escape(called->value, char_user) + "@";
+  return line.append(uri->text.substr(behind_user)) + " SIP/2.0\r\n";
 }
 
 /// A body with its type.
@@ -142,7 +157,7 @@ inline Result<std::string> altered_message(const MessageView& message, const Fie
   if (body.content_type.find_first_of(std::string_view("\r\n\0", 3)) != std::string::npos) {
     return ErrorCode::forbidden_octet;
   }
-  std::string text(message.bytes().substr(0, message.offset_of(message.field_line(0))));
+  std::string text = altered_start_line(message, changes);
   for (std::size_t i = 0; i < message.header_count(); ++i) {
     const HeaderId id = message.field(i).id;
     const bool is_of_body = id == HeaderId::content_type || id == HeaderId::content_length;

@@ -137,7 +137,7 @@ struct RouteRequest {
   const MessageView& message;
   std::string_view caller;          ///< user part of From, decoded
   std::string_view caller_name;     ///< display name of From, as written
-  std::string_view called;          ///< user part of the Request-URI, decoded
+  std::string_view called;          ///< user part of the Request-URI, decoded: see `set_parameter`
   std::string_view username;        ///< whom the password proved; empty without authentication
   Flow source;                      ///< where the message came from
   RouteKey key;                     ///< for a verdict that comes later
@@ -151,7 +151,8 @@ struct RouteRequest {
   /// Of a header that is repeated, the first.
   inline std::optional<std::string> parameter(std::string_view name) const;
   /// For the handlers that follow, and for what is sent. To set what it is already changes nothing:
-  /// some applications send back whatever they were told.
+  /// some applications send back whatever they were told. Another `called` is whom the message goes
+  /// to where no URI is given; its Request-URI changes when the chain is through.
   void set_parameter(std::string_view name, std::string_view value) const {
     if (changes != nullptr && parameter(name) != value) changes->set(name, value);
   }

@@ -708,7 +708,9 @@ inline Error Proxy::resume(RouteKey key, const Verdict& verdict, std::uint64_t n
 
 /// The handler of the users themselves: everybody we know is reached at his bindings.
 inline Verdict Proxy::route_to_user(const RouteRequest& request) const {
-  return is_known(request.called) ? Verdict::forward({}) : Verdict::next();
+  const RouteChanges::Change* called = request.changes->find("called");
+  return is_known(called == nullptr ? request.called : called->value) ? Verdict::forward({})
+                                                                      : Verdict::next();
 }
 
 inline bool Proxy::is_known(std::string_view name) const {
@@ -723,6 +725,8 @@ inline bool Proxy::is_known(std::string_view name) const {
 /// used up the hops, and let others route, has refused it all the same.
 inline void Proxy::forward(Asked& asked, const std::vector<std::string>& uris) {
   if (const int code = detail::forbidden_by(asked.changes)) return refuse(asked, code);
+  Message altered;
+  if (!alter(asked, altered)) return refuse(asked, 500);
   target_count_ = 0;
   if (uris.empty()) {
     const ShortText called = ShortText::unescaped(asked.called);
@@ -730,8 +734,6 @@ inline void Proxy::forward(Asked& asked, const std::vector<std::string>& uris) {
     if (target_count_ == 0 && !is_known(called.view())) return refuse(asked, 404);
   }
   for (const std::string& uri : uris) add_uri(uri);
-  Message altered;
-  if (!alter(asked, altered)) return refuse(asked, 500);
   if (target_count_ == 0) return refuse_undelivered(asked, settings_->message.offline_code);
   asked.request.username = asked.username.view();
   const int code = relays_.start(asked.request, targets_.data(), target_count_);
@@ -765,8 +767,8 @@ inline bool Proxy::on_undelivered(const RelayRequest& request, int code) {
   return true;
 }
 
-/// Where handlers have set another body or other headers, makes the message anew and has `asked`
-/// point to it. False where what they set cannot be sent.
+/// Where handlers have set another body, other headers or another user to call, makes the message
+/// anew and has `asked` point to it. False where what they set cannot be sent.
 inline bool Proxy::alter(Asked& asked, Message& altered) {
   if (!detail::alters_message(asked.changes)) return true;
   auto text = detail::altered_message(*asked.request.message, asked.request.removed, asked.changes);

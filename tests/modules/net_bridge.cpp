@@ -118,6 +118,27 @@ TEST_CASE("the outcome of call.route is the sender's answer, as in Yate") {
   }
 }
 
+TEST_CASE("whom a rule calls in place of the one called is who gets the message, or is offline") {
+  Fixture fixture;
+  std::string undelivered;
+  fixture.server.on_undelivered([&](const sipmsg::RouteRequest& request, int) {
+    undelivered = request.called;
+    return sipmsg::Verdict::next();
+  });
+  fixture.handle("call.route", 50, [](modules::Message& message) {
+    message.set("called", "bob");
+    return false;
+  });
+  fixture.carol->enroll(fixture.loop);
+  CHECK(fixture.write_to("carol") == 405);
+  CHECK(undelivered == "bob");
+  fixture.bob->enroll(fixture.loop);
+  CHECK(fixture.write_to("nobody") == 200);
+  CHECK(fixture.write_to("carol") == 200);
+  CHECK(fixture.bob->received.size() == 2);
+  CHECK(fixture.carol->received.empty());
+}
+
 TEST_CASE("an application of the users' own priority comes before them, installed when it may") {
   Fixture fixture;
   fixture.bob->enroll(fixture.loop);
