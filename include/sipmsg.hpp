@@ -9312,7 +9312,13 @@ struct RouteRequest {
   /// some applications send back whatever they were told. Another `called` is whom the message goes
   /// to where no URI is given; its Request-URI changes when the chain is through.
   void set_parameter(std::string_view name, std::string_view value) const {
-    if (changes != nullptr && parameter(name) != value) changes->set(name, value);
+    if (changes == nullptr || parameter(name) == value) return;
+    // Another body is in the form in which the first was shown, unless its form is set, too.
+    if (name == "xsip_body" && changes->find("xsip_body_encoding") == nullptr) {
+      const auto encoding = parameter("xsip_body_encoding");
+      if (encoding) changes->set("xsip_body_encoding", *encoding);
+    }
+    changes->set(name, value);
   }
   void clear_parameter(std::string_view name) const {
     if (changes != nullptr) changes->clear(name);
@@ -10313,6 +10319,7 @@ inline Result<std::string> altered_message(const MessageView& message, const Fie
   for (std::size_t field : removed) is_gone[field] = true;
   std::string lines;
   std::string_view content_type = message.header(HeaderId::content_type);
+  const bool is_new_body = changes.find("xsip_body") != nullptr;
   for (const RouteChanges::Change& change : changes) {
     const std::string_view name = header_to_set(change.name, header_prefix);
     if (name.empty()) continue;
@@ -10345,7 +10352,8 @@ inline Result<std::string> altered_message(const MessageView& message, const Fie
   std::string text = altered_start_line(message, changes);
   for (std::size_t i = 0; i < message.header_count(); ++i) {
     const HeaderId id = message.field(i).id;
-    const bool is_of_body = id == HeaderId::content_type || id == HeaderId::content_length;
+    const bool is_of_body = id == HeaderId::content_type || id == HeaderId::content_length ||
+                            (id == HeaderId::content_encoding && is_new_body);
     if (!is_gone[i] && !is_of_body) text += message.field_line(i);
   }
   text += lines;

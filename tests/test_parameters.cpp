@@ -334,6 +334,40 @@ TEST_CASE("another body and another type go out, now or later, with the length t
   }
 }
 
+TEST_CASE("another body is read in the form in which the first was shown, or in one that is set") {
+  struct Row {
+    const char* type;  ///< of the body that arrives
+    Pairs parameters;
+    const char* body;
+  };
+  const Row rows[] = {
+      {"image/png", {{"xsip_body", "aGk="}}, "hi"},
+      {"image/png", {{"xsip_body_encoding", "base64"}, {"xsip_body", "aGk="}}, "hi"},
+      {"image/png", {{"xsip_body", "aGk="}, {"xsip_type", "text/plain"}}, "hi"},
+      {"image/png", {{"xsip_body", "6869"}, {"xsip_body_encoding", "hex"}}, "hi"},
+      {"image/png", {{"xsip_body_encoding", "hex"}, {"xsip_body", "6869"}}, "hi"},
+      {"image/png", {{"xsip_body", "aGk="}, {"xsip_body_encoding", ""}}, "aGk="},
+      {"image/png", {{"xsip_body_encoding", ""}, {"xsip_body", "aGk="}}, "aGk="},
+      {"text/plain", {{"xsip_body", "aGk="}}, "aGk="},
+  };
+  for (const Row& row : rows) {
+    for (const bool later : {false, true}) {
+      CAPTURE(row.type);
+      CAPTURE(later);
+      Request request;
+      request.content_type = row.type;
+      request.headers = "Content-Encoding: gzip\r\nSubject: one\r\n";
+      const Packet packet = sent_with(row.parameters, request, later);
+      CHECK(body_of(packet.text) == row.body);
+      CHECK(headers_of(packet.text, "Content-Encoding").empty());
+      CHECK(header_of(packet.text, "Subject") == "one");
+    }
+  }
+  Request compressed;
+  compressed.headers = "Content-Encoding: gzip\r\n";
+  CHECK(header_of(sent_with({{"sip_x-new", "1"}}, compressed).text, "Content-Encoding") == "gzip");
+}
+
 TEST_CASE("a handler that sends back what it was told changes nothing") {
   Network network;
   network.bind("bob", "sip:bob@192.0.2.20:5070", udp("192.0.2.20:5070"));

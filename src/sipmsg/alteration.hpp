@@ -128,6 +128,7 @@ inline Result<std::string> altered_message(const MessageView& message, const Fie
   for (std::size_t field : removed) is_gone[field] = true;
   std::string lines;
   std::string_view content_type = message.header(HeaderId::content_type);
+  const bool is_new_body = changes.find("xsip_body") != nullptr;
   for (const RouteChanges::Change& change : changes) {
     const std::string_view name = header_to_set(change.name, header_prefix);
     if (name.empty()) continue;
@@ -160,7 +161,8 @@ inline Result<std::string> altered_message(const MessageView& message, const Fie
   std::string text = altered_start_line(message, changes);
   for (std::size_t i = 0; i < message.header_count(); ++i) {
     const HeaderId id = message.field(i).id;
-    const bool is_of_body = id == HeaderId::content_type || id == HeaderId::content_length;
+    const bool is_of_body = id == HeaderId::content_type || id == HeaderId::content_length ||
+                            (id == HeaderId::content_encoding && is_new_body);
     if (!is_gone[i] && !is_of_body) text += message.field_line(i);
   }
   text += lines;

@@ -154,7 +154,13 @@ struct RouteRequest {
   /// some applications send back whatever they were told. Another `called` is whom the message goes
   /// to where no URI is given; its Request-URI changes when the chain is through.
   void set_parameter(std::string_view name, std::string_view value) const {
-    if (changes != nullptr && parameter(name) != value) changes->set(name, value);
+    if (changes == nullptr || parameter(name) == value) return;
+    // Another body is in the form in which the first was shown, unless its form is set, too.
+    if (name == "xsip_body" && changes->find("xsip_body_encoding") == nullptr) {
+      const auto encoding = parameter("xsip_body_encoding");
+      if (encoding) changes->set("xsip_body_encoding", *encoding);
+    }
+    changes->set(name, value);
   }
   void clear_parameter(std::string_view name) const {
     if (changes != nullptr) changes->clear(name);
