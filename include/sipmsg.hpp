@@ -10357,7 +10357,9 @@ inline Result<std::string> altered_message(const MessageView& message, const Fie
     if (!is_gone[i] && !is_of_body) text += message.field_line(i);
   }
   text += lines;
-  if (!body.octets.empty()) text += "Content-Type: " + body.content_type + "\r\n";
+  if (!body.octets.empty() && !body.content_type.empty()) {
+    text += "Content-Type: " + body.content_type + "\r\n";
+  }
   text += "Content-Length: " + std::to_string(body.octets.size()) + "\r\n\r\n";
   return text + body.octets;
 }
@@ -13507,6 +13509,8 @@ namespace detail {
 /// Larger than any message with what we add to it.
 inline constexpr std::size_t relay_scratch_size = max_message_size + 4096;
 
+inline constexpr std::size_t max_datagram = 65507;  // over IPv4; a little more over IPv6
+
 /// How long the sender of a request that came at `received_ms` is still to be kept waiting: until
 /// 60*T1 after that, for at 64*T1 its own timer ends. In whole steps of 2*T1, and so a little less
 /// where some of it is over, that there are few queues of timers.
@@ -13570,19 +13574,26 @@ class OwnAnswers {
     return forbidden || phrase.size() > max_phrase_size ? std::string_view() : phrase;
   }
 
-  /// Empty for a request whose head does not fit, of some 60,000 octets: its sender's timer ends
-  /// it.
+  /// Without the further headers where they do not fit: whoever sets them must not keep the sender
+  /// waiting. Empty for a request whose own head does not fit, of some 60,000 octets: its sender's
+  /// timer ends it.
   std::string_view write(ServerTransaction server, int code, std::string_view phrase,
                          AddHeaders add_headers) {
-    Output out(scratch_.get(), detail::relay_scratch_size);
+    std::string_view answer = write(server, code, phrase, add_headers, detail::max_datagram);
+    const auto nothing = [](Output&) {};
+    if (answer.empty()) answer = write(server, code, phrase, nothing, detail::relay_scratch_size);
+    if (!answer.empty() && code >= 300) ++counters_.refused;
+    return answer;
+  }
+  std::string_view write(ServerTransaction server, int code, std::string_view phrase,
+                         AddHeaders add_headers, std::size_t room) {
+    Output out(scratch_.get(), room);
     layer_.begin_response(server, code, sendable(phrase), out);
     add_headers(out);
     if (code == 503) write_header(out, HeaderId::retry_after, retry_after_s_);
     if (!server_name_.empty()) write_header(out, HeaderId::server, server_name_);
     write_body(out, {}, {});
-    if (out.error()) return {};
-    if (code >= 300) ++counters_.refused;
-    return out.written();
+    return out.error() ? std::string_view() : out.written();
   }
 
   TransactionLayer& layer_;
@@ -13691,7 +13702,6 @@ class RelaySet {
   static constexpr std::size_t token_size = 13;        // 64 bits of chance
   static constexpr std::size_t path_mtu = 1300;        // RFC 3261 18.1.1
   static constexpr std::size_t added_size = 160;       // what our edits add, about
-  static constexpr std::size_t max_datagram = 65507;   // over IPv4; a little more over IPv6
   static constexpr std::size_t max_challenges = 8192;  // octets of `challenges`
   static constexpr std::size_t max_kept = 16U << 20U;  // octets of all `best` and `kept`
 
@@ -13864,7 +13874,7 @@ inline Error RelaySet::send_over(Flow flow, const RelayRequest& request, Handle 
   if (edits.error()) return edits.error();
   const std::size_t size = message.size();
   if (flow.transport == Transport::udp && size > path_mtu) {
-    if (size > max_datagram) return ErrorCode::too_large;
+    if (size > detail::max_datagram) return ErrorCode::too_large;
     large_size_ = size;
     large_remote_ = flow.remote;
   }

@@ -402,6 +402,10 @@ TEST_CASE("headers may be set, replaced and taken out, but not those a proxy ans
   CHECK(header_of(packet.text, "Call-ID") == "call-1");
   CHECK(headers_of(packet.text, "Via").size() == 2);
   CHECK(body_of(packet.text) == "hello");
+  request.content_type.clear();
+  const Packet without_type = sent_with({{"sip_x-new", "d"}}, request);
+  CHECK(without_type.text.find("Content-Type") == std::string::npos);
+  CHECK(body_of(without_type.text) == "hello");
 }
 
 TEST_CASE("what cannot be sent costs its own message a 500") {
@@ -426,6 +430,11 @@ TEST_CASE("an answer of our own has the headers that handlers set for it") {
   CHECK(header_of(packet.text, "X-Why") == "because");
   CHECK(headers_of(packet.text, "Via").size() == 1);
   CHECK(packet.text.find("X-Bad") == std::string::npos);
+  for (const std::size_t size : {65300U, 70000U}) {  // more than a datagram holds
+    const Packet plain = sent_with({{"osip_x", std::string(size, 'x')}}, request);
+    CHECK(plain.status() == 404);
+    CHECK(plain.text.size() < 1000);
+  }
 }
 
 TEST_CASE("a code that a handler leaves refuses a message for which others find a way") {

@@ -166,7 +166,9 @@ inline Result<std::string> altered_message(const MessageView& message, const Fie
     if (!is_gone[i] && !is_of_body) text += message.field_line(i);
   }
   text += lines;
-  if (!body.octets.empty()) text += "Content-Type: " + body.content_type + "\r\n";
+  if (!body.octets.empty() && !body.content_type.empty()) {
+    text += "Content-Type: " + body.content_type + "\r\n";
+  }
   text += "Content-Length: " + std::to_string(body.octets.size()) + "\r\n\r\n";
   return text + body.octets;
 }
