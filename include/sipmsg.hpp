@@ -9282,7 +9282,6 @@ struct RouteContext {
   std::uint32_t hops = 0;     ///< Max-Forwards of the message when it goes on
   BodyEncoding body_encoding = BodyEncoding::base64;
   bool initial_headers = false;  ///< the headers of transport are there too, as sipheader_NAME
-  const UserSettings* user = nullptr;  ///< the sender, whose keys in regfile.conf take part
 };
 
 /// Names the message a handler wants to answer later. Good until it is answered or its deadline is
@@ -9603,23 +9602,12 @@ inline std::string user_parameter(const RouteRequest& request, std::string_view 
   }
 }
 
-inline const std::string* find_user_parameter(const RouteRequest& request, std::string_view name) {
-  if (request.context.user == nullptr) return nullptr;
-  for (const auto& parameter : request.context.user->parameters) {
-    if (parameter.first == name) return &parameter.second;
-  }
-  return nullptr;
-}
-
 }  // namespace detail
 
 inline std::optional<std::string> RouteRequest::parameter(std::string_view name) const {
   const RouteChanges::Change* change = changes == nullptr ? nullptr : changes->find(name);
   if (change != nullptr) {
     return change->is_cleared ? std::nullopt : std::optional<std::string>(change->value);
-  }
-  if (const std::string* text = detail::find_user_parameter(*this, name)) {
-    return detail::user_parameter(*this, *text);
   }
   return detail::message_parameter(*this, name);
 }
@@ -9631,8 +9619,7 @@ void RouteRequest::for_each_parameter(Function use) const {
   };
   std::vector<std::string> shown;  // what others have changed is shown where it stood
   const auto show = [&](std::string_view name, std::string_view value) {
-    const std::string* of_user = detail::find_user_parameter(*this, name);
-    if (!is_changed(name) && of_user == nullptr) return use(name, value);
+    if (!is_changed(name)) return use(name, value);
     const bool is_first = std::find(shown.begin(), shown.end(), name) == shown.end();
     if (!is_first) return;
     shown.emplace_back(name);
@@ -9652,16 +9639,11 @@ void RouteRequest::for_each_parameter(Function use) const {
   }
   detail::for_each_body_parameter(
       *this, [&](const std::string& name, const std::string& value) { show(name, value); });
-  const auto show_rest = [&](std::string_view name) {
-    if (std::find(shown.begin(), shown.end(), name) != shown.end()) return;
-    shown.emplace_back(name);
-    if (const auto now = parameter(name)) use(name, *now);
-  };
-  if (context.user != nullptr) {
-    for (const auto& of_user : context.user->parameters) show_rest(of_user.first);
-  }
   if (changes == nullptr) return;
-  for (const RouteChanges::Change& change : *changes) show_rest(change.name);
+  for (const RouteChanges::Change& change : *changes) {
+    const bool was_shown = std::find(shown.begin(), shown.end(), change.name) != shown.end();
+    if (!was_shown && !change.is_cleared) use(change.name, change.value);
+  }
 }
 
 /// A RouteRequest with everything it borrows: for handlers that answer later or on another thread.
@@ -9681,14 +9663,7 @@ class KeptRouteRequest {
         realm_(request.context.realm),
         to_tag_(request.context.to_tag),
         context_(request.context) {
-    // The user's section may be read anew, so what it says now is copied.
-    if (context_.user != nullptr) {
-      for (const auto& of_user : context_.user->parameters) {
-        changes_.set(of_user.first, detail::user_parameter(request, of_user.second));
-      }
-    }
-    if (request.changes != nullptr) changes_.apply(*request.changes);
-    context_.user = nullptr;
+    if (request.changes != nullptr) changes_ = *request.changes;
     context_.listener = listener_;
     context_.role = role_;
     context_.realm = realm_;
@@ -14222,8 +14197,8 @@ class Proxy : public TransactionUser, private RelayUser {
   HandlerChain& handlers() { return chain_; }
   void set_domains(OwnDomains domains) { domains_ = std::move(domains); }
   /// Other settings and users from now on; bindings and what is on its way stay. Timers, table
-  /// sizes and everything of the digest are those of the start. A handler may call this; then the
-  /// users before must stay until it has returned.
+  /// sizes and everything of the digest are those of the start. A handler may call this, and the
+  /// users before may go as soon as it has returned.
   void reload(const Settings& settings, const UserDirectory& users) {
     settings_ = std::make_shared<const Settings>(settings);
     users_ = &users;
@@ -14360,7 +14335,8 @@ class Proxy : public TransactionUser, private RelayUser {
   bool refuse_sender(const MessageView& request, const UriView& from, Asked& asked);
   static void read_names(Asked& asked);
   Verdict route_to_user(const RouteRequest& request) const;
-  RouteContext context_of(const Asked& asked) const;
+  RouteContext context_of(const Asked& asked, const Settings& settings) const;
+  void set_keys_of_sender(const RouteRequest& request) const;
   using AskHandlers = detail::FunctionRef<Verdict(const RouteRequest&)>;
   std::optional<Verdict> ask(Asked& asked, AskHandlers ask_handlers);
   void walk(Asked& asked);
@@ -14642,20 +14618,28 @@ inline void Proxy::read_names(Asked& asked) {
   asked.called = asked.request.message->request_uri()->user;
 }
 
-inline RouteContext Proxy::context_of(const Asked& asked) const {
+inline RouteContext Proxy::context_of(const Asked& asked, const Settings& settings) const {
   RouteContext context;
   context.listener = sink_.listener_name(asked.request.source);
-  for (const ListenerSettings& listener : settings_->listeners) {
+  for (const ListenerSettings& listener : settings.listeners) {
     if (listener.name == context.listener) context.role = listener.role;
   }
-  context.realm = settings_->digest.realm;
+  context.realm = settings.digest.realm;
   context.to_tag = layer_.to_tag(asked.request.server);
   context.hops = asked.request.max_forwards;
-  context.body_encoding = settings_->body_encoding;
-  context.initial_headers = settings_->initial_headers;
-  const std::string_view username = asked.username.view();
-  context.user = users_->find(username.empty() ? asked.caller : username);
+  context.body_encoding = settings.body_encoding;
+  context.initial_headers = settings.initial_headers;
   return context;
+}
+
+/// What regfile.conf says of the sender takes part as if a handler before all others had set it.
+inline void Proxy::set_keys_of_sender(const RouteRequest& request) const {
+  const UserSettings* user =
+      users_->find(request.username.empty() ? request.caller : request.username);
+  if (user == nullptr) return;
+  for (const auto& [name, text] : user->parameters) {
+    request.changes->set(name, detail::user_parameter(request, text));
+  }
 }
 
 /// What they say; nothing where they say so later.
@@ -14663,6 +14647,7 @@ inline std::optional<Verdict> Proxy::ask(Asked& asked, AskHandlers ask_handlers)
   const ShortText caller = ShortText::unescaped(asked.caller);
   const ShortText called = ShortText::unescaped(asked.called);
   const RouteKey key = waiting_.create();
+  const std::shared_ptr<const Settings> settings = settings_;  // a handler may call reload
   const RouteRequest request{*asked.request.message,
                              caller.view(),
                              asked.caller_name,
@@ -14671,7 +14656,7 @@ inline std::optional<Verdict> Proxy::ask(Asked& asked, AskHandlers ask_handlers)
                              asked.request.source,
                              key,
                              &asked.changes,
-                             context_of(asked)};
+                             context_of(asked, *settings)};
   Verdict verdict = ask_handlers(request);
   if (verdict.kind() == Verdict::Kind::later) {
     keep_waiting(asked, key);
@@ -14682,8 +14667,10 @@ inline std::optional<Verdict> Proxy::ask(Asked& asked, AskHandlers ask_handlers)
 }
 
 inline void Proxy::walk(Asked& asked) {
-  const auto verdict =
-      ask(asked, [&](const RouteRequest& request) { return chain_.walk(asked.position, request); });
+  const auto verdict = ask(asked, [&](const RouteRequest& request) {
+    if (asked.position.id == 0) set_keys_of_sender(request);
+    return chain_.walk(asked.position, request);
+  });
   if (verdict) decide(asked, *verdict);
 }
 
@@ -15033,7 +15020,9 @@ inline void Proxy::on_register(ServerTransaction server, const MessageView& requ
   if (user != nullptr && refuse_name(server, *user, to->uri, "To")) return;
 
   const ShortText to_name = ShortText::unescaped(to->uri.user);
-  const std::string_view name = user != nullptr ? user->name : to_name.view();
+  // A copy, for whoever reads the log or is told may call reload.
+  const ShortText own_name(user != nullptr ? user->name : to_name.view());
+  const std::string_view name = own_name.view();
   if (!is_known(name)) return answers_.send(server, 404);
   const RegisterOutcome outcome = registrar_.update(name, request, from, now_ms_);
   char buffer[128];
@@ -15058,13 +15047,12 @@ inline void Proxy::on_register(ServerTransaction server, const MessageView& requ
 /// One event for each contact of the request.
 inline void Proxy::tell_registration(std::string_view user, const MessageView& request,
                                      const RegisterOutcome& outcome) {
-  const ShortText name(user);  // the handler may end the user's life
   for (std::string_view element : request.values(HeaderId::contact)) {
     const auto contact = parse_name_addr(element);
     if (!contact) continue;
     RegistrationEvent event;
     event.kind = RegistrationEvent::Kind::removed;
-    event.user = name.view();
+    event.user = user;
     event.contact = contact->uri.text;
     event.user_agent = request.header(HeaderId::user_agent);
     registrar_.for_each(event.user, now_ms_, [&](const Binding& binding) {
@@ -18520,7 +18508,6 @@ class ServerCore final : public TransportReceiver,
   std::unique_ptr<Loop> loop_;
   Transports transports_;
   std::unique_ptr<UserDirectory> users_;
-  std::unique_ptr<UserDirectory> previous_users_;  ///< a handler that calls reload may look at it
   Registrar registrar_;
   Proxy proxy_;
   Offload offload_;
@@ -18618,7 +18605,7 @@ inline OwnDomains ServerCore::own_domains() const {
 inline void ServerCore::reload(const Settings& settings) {
   auto users = make_users(settings);
   proxy_.reload(settings, *users);
-  previous_users_ = std::exchange(users_, std::move(users));
+  users_ = std::move(users);
   registrar_.set_options(registrar_options(settings));
   settings_ = std::make_shared<const Settings>(settings);
   proxy_.set_domains(own_domains());

@@ -285,6 +285,32 @@ TEST_CASE("a kept request says all the same when the message and its user are go
   CHECK(value_of(kept->view(), "colour") == "blue");
 }
 
+TEST_CASE("a key of the sender's section is a header where its name says so, asked for or not") {
+  Settings settings = plain_settings();
+  settings.users[0].parameters = {{"sip_x-plan", "gold of ${caller}"}, {"sip_subject", "default"}};
+  for (const bool later : {false, true}) {
+    CAPTURE(later);
+    std::unique_ptr<KeptRouteRequest> kept;
+    Network network(settings);
+    network.bind("bob", "sip:bob@192.0.2.20:5070", udp("192.0.2.20:5070"));
+    network.proxy.handlers().add(10, [&](const RouteRequest& request) {
+      CHECK(value_of(request, "sip_x-plan") == "gold of alice");
+      request.set_parameter("sip_subject", "another");
+      if (!later) return Verdict::next();
+      kept = std::make_unique<KeptRouteRequest>(request);
+      return Verdict::later();
+    });
+    network.receive(Request().text(), alice);
+    if (later) {
+      CHECK_FALSE(
+          network.proxy.resume(kept->key(), Verdict::next(), network.now_ms, kept->changes()));
+    }
+    const Packet packet = network.take_one();
+    CHECK(header_of(packet.text, "X-Plan") == "gold of alice");
+    CHECK(header_of(packet.text, "Subject") == "another");
+  }
+}
+
 // What is sent in the end.
 
 namespace {

@@ -1273,6 +1273,10 @@ TEST_CASE("the clock may jump by hours while messages wait and travel") {
 
 TEST_CASE("settings and users can change while messages wait, also from inside a handler") {
   Settings settings = guarded_settings();
+  settings.digest.realm = "a realm too long for a short string";
+  settings.listeners[0].name.clear();  // as this network calls it
+  settings.listeners[0].role = "a role too long for a short string";
+  settings.users[0].parameters = {{"plan", "gold of ${caller}"}};
   NetworkWithBob network(settings);
   Phone phone(network, "alice", password_of("alice"));
   phone.answer(phone.send(Request()));
@@ -1287,6 +1291,11 @@ TEST_CASE("settings and users can change while messages wait, also from inside a
     network.proxy.reload(changed, *users);
     network.users = sipmsg::UserDirectory();  // those before are no more
     CHECK(request.username == "alice");
+    CHECK(request.parameter("realm") == "a realm too long for a short string");
+    CHECK(request.parameter("role") == "a role too long for a short string");
+    CHECK(request.parameter("plan") == "gold of alice");
+    const sipmsg::KeptRouteRequest kept(request);
+    CHECK(kept.view().context.realm == request.context.realm);
     return Verdict::next();
   });
   std::string later;

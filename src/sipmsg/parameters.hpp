@@ -124,7 +124,6 @@ struct RouteContext {
   std::uint32_t hops = 0;     ///< Max-Forwards of the message when it goes on
   BodyEncoding body_encoding = BodyEncoding::base64;
   bool initial_headers = false;  ///< the headers of transport are there too, as sipheader_NAME
-  const UserSettings* user = nullptr;  ///< the sender, whose keys in regfile.conf take part
 };
 
 /// Names the message a handler wants to answer later. Good until it is answered or its deadline is
@@ -445,23 +444,12 @@ inline std::string user_parameter(const RouteRequest& request, std::string_view 
   }
 }
 
-inline const std::string* find_user_parameter(const RouteRequest& request, std::string_view name) {
-  if (request.context.user == nullptr) return nullptr;
-  for (const auto& parameter : request.context.user->parameters) {
-    if (parameter.first == name) return &parameter.second;
-  }
-  return nullptr;
-}
-
 }  // namespace detail
 
 inline std::optional<std::string> RouteRequest::parameter(std::string_view name) const {
   const RouteChanges::Change* change = changes == nullptr ? nullptr : changes->find(name);
   if (change != nullptr) {
     return change->is_cleared ? std::nullopt : std::optional<std::string>(change->value);
-  }
-  if (const std::string* text = detail::find_user_parameter(*this, name)) {
-    return detail::user_parameter(*this, *text);
   }
   return detail::message_parameter(*this, name);
 }
@@ -473,8 +461,7 @@ void RouteRequest::for_each_parameter(Function use) const {
   };
   std::vector<std::string> shown;  // what others have changed is shown where it stood
   const auto show = [&](std::string_view name, std::string_view value) {
-    const std::string* of_user = detail::find_user_parameter(*this, name);
-    if (!is_changed(name) && of_user == nullptr) return use(name, value);
+    if (!is_changed(name)) return use(name, value);
     const bool is_first = std::find(shown.begin(), shown.end(), name) == shown.end();
     if (!is_first) return;
     shown.emplace_back(name);
@@ -494,16 +481,11 @@ void RouteRequest::for_each_parameter(Function use) const {
   }
   detail::for_each_body_parameter(
       *this, [&](const std::string& name, const std::string& value) { show(name, value); });
-  const auto show_rest = [&](std::string_view name) {
-    if (std::find(shown.begin(), shown.end(), name) != shown.end()) return;
-    shown.emplace_back(name);
-    if (const auto now = parameter(name)) use(name, *now);
-  };
-  if (context.user != nullptr) {
-    for (const auto& of_user : context.user->parameters) show_rest(of_user.first);
-  }
   if (changes == nullptr) return;
-  for (const RouteChanges::Change& change : *changes) show_rest(change.name);
+  for (const RouteChanges::Change& change : *changes) {
+    const bool was_shown = std::find(shown.begin(), shown.end(), change.name) != shown.end();
+    if (!was_shown && !change.is_cleared) use(change.name, change.value);
+  }
 }
 
 /// A RouteRequest with everything it borrows: for handlers that answer later or on another thread.
@@ -523,14 +505,7 @@ class KeptRouteRequest {
         realm_(request.context.realm),
         to_tag_(request.context.to_tag),
         context_(request.context) {
-    // The user's section may be read anew, so what it says now is copied.
-    if (context_.user != nullptr) {
-      for (const auto& of_user : context_.user->parameters) {
-        changes_.set(of_user.first, detail::user_parameter(request, of_user.second));
-      }
-    }
-    if (request.changes != nullptr) changes_.apply(*request.changes);
-    context_.user = nullptr;
+    if (request.changes != nullptr) changes_ = *request.changes;
     context_.listener = listener_;
     context_.role = role_;
     context_.realm = realm_;

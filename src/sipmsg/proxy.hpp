@@ -140,8 +140,8 @@ class Proxy : public TransactionUser, private RelayUser {
   HandlerChain& handlers() { return chain_; }
   void set_domains(OwnDomains domains) { domains_ = std::move(domains); }
   /// Other settings and users from now on; bindings and what is on its way stay. Timers, table
-  /// sizes and everything of the digest are those of the start. A handler may call this; then the
-  /// users before must stay until it has returned.
+  /// sizes and everything of the digest are those of the start. A handler may call this, and the
+  /// users before may go as soon as it has returned.
   void reload(const Settings& settings, const UserDirectory& users) {
     settings_ = std::make_shared<const Settings>(settings);
     users_ = &users;
@@ -278,7 +278,8 @@ class Proxy : public TransactionUser, private RelayUser {
   bool refuse_sender(const MessageView& request, const UriView& from, Asked& asked);
   static void read_names(Asked& asked);
   Verdict route_to_user(const RouteRequest& request) const;
-  RouteContext context_of(const Asked& asked) const;
+  RouteContext context_of(const Asked& asked, const Settings& settings) const;
+  void set_keys_of_sender(const RouteRequest& request) const;
   using AskHandlers = detail::FunctionRef<Verdict(const RouteRequest&)>;
   std::optional<Verdict> ask(Asked& asked, AskHandlers ask_handlers);
   void walk(Asked& asked);
@@ -560,20 +561,28 @@ inline void Proxy::read_names(Asked& asked) {
   asked.called = asked.request.message->request_uri()->user;
 }
 
-inline RouteContext Proxy::context_of(const Asked& asked) const {
+inline RouteContext Proxy::context_of(const Asked& asked, const Settings& settings) const {
   RouteContext context;
   context.listener = sink_.listener_name(asked.request.source);
-  for (const ListenerSettings& listener : settings_->listeners) {
+  for (const ListenerSettings& listener : settings.listeners) {
     if (listener.name == context.listener) context.role = listener.role;
   }
-  context.realm = settings_->digest.realm;
+  context.realm = settings.digest.realm;
   context.to_tag = layer_.to_tag(asked.request.server);
   context.hops = asked.request.max_forwards;
-  context.body_encoding = settings_->body_encoding;
-  context.initial_headers = settings_->initial_headers;
-  const std::string_view username = asked.username.view();
-  context.user = users_->find(username.empty() ? asked.caller : username);
+  context.body_encoding = settings.body_encoding;
+  context.initial_headers = settings.initial_headers;
   return context;
+}
+
+/// What regfile.conf says of the sender takes part as if a handler before all others had set it.
+inline void Proxy::set_keys_of_sender(const RouteRequest& request) const {
+  const UserSettings* user =
+      users_->find(request.username.empty() ? request.caller : request.username);
+  if (user == nullptr) return;
+  for (const auto& [name, text] : user->parameters) {
+    request.changes->set(name, detail::user_parameter(request, text));
+  }
 }
 
 /// What they say; nothing where they say so later.
@@ -581,6 +590,7 @@ inline std::optional<Verdict> Proxy::ask(Asked& asked, AskHandlers ask_handlers)
   const ShortText caller = ShortText::unescaped(asked.caller);
   const ShortText called = ShortText::unescaped(asked.called);
   const RouteKey key = waiting_.create();
+  const std::shared_ptr<const Settings> settings = settings_;  // a handler may call reload
   const RouteRequest request{*asked.request.message,
                              caller.view(),
                              asked.caller_name,
@@ -589,7 +599,7 @@ inline std::optional<Verdict> Proxy::ask(Asked& asked, AskHandlers ask_handlers)
                              asked.request.source,
                              key,
                              &asked.changes,
-                             context_of(asked)};
+                             context_of(asked, *settings)};
   Verdict verdict = ask_handlers(request);
   if (verdict.kind() == Verdict::Kind::later) {
     keep_waiting(asked, key);
@@ -600,8 +610,10 @@ inline std::optional<Verdict> Proxy::ask(Asked& asked, AskHandlers ask_handlers)
 }
 
 inline void Proxy::walk(Asked& asked) {
-  const auto verdict =
-      ask(asked, [&](const RouteRequest& request) { return chain_.walk(asked.position, request); });
+  const auto verdict = ask(asked, [&](const RouteRequest& request) {
+    if (asked.position.id == 0) set_keys_of_sender(request);
+    return chain_.walk(asked.position, request);
+  });
   if (verdict) decide(asked, *verdict);
 }
 
@@ -951,7 +963,9 @@ inline void Proxy::on_register(ServerTransaction server, const MessageView& requ
   if (user != nullptr && refuse_name(server, *user, to->uri, "To")) return;
 
   const ShortText to_name = ShortText::unescaped(to->uri.user);
-  const std::string_view name = user != nullptr ? user->name : to_name.view();
+  // A copy, for whoever reads the log or is told may call reload.
+  const ShortText own_name(user != nullptr ? user->name : to_name.view());
+  const std::string_view name = own_name.view();
   if (!is_known(name)) return answers_.send(server, 404);
   const RegisterOutcome outcome = registrar_.update(name, request, from, now_ms_);
   char buffer[128];
@@ -976,13 +990,12 @@ inline void Proxy::on_register(ServerTransaction server, const MessageView& requ
 /// One event for each contact of the request.
 inline void Proxy::tell_registration(std::string_view user, const MessageView& request,
                                      const RegisterOutcome& outcome) {
-  const ShortText name(user);  // the handler may end the user's life
   for (std::string_view element : request.values(HeaderId::contact)) {
     const auto contact = parse_name_addr(element);
     if (!contact) continue;
     RegistrationEvent event;
     event.kind = RegistrationEvent::Kind::removed;
-    event.user = name.view();
+    event.user = user;
     event.contact = contact->uri.text;
     event.user_agent = request.header(HeaderId::user_agent);
     registrar_.for_each(event.user, now_ms_, [&](const Binding& binding) {

@@ -219,7 +219,6 @@ class ServerCore final : public TransportReceiver,
   std::unique_ptr<Loop> loop_;
   Transports transports_;
   std::unique_ptr<UserDirectory> users_;
-  std::unique_ptr<UserDirectory> previous_users_;  ///< a handler that calls reload may look at it
   Registrar registrar_;
   Proxy proxy_;
   Offload offload_;
@@ -317,7 +316,7 @@ inline OwnDomains ServerCore::own_domains() const {
 inline void ServerCore::reload(const Settings& settings) {
   auto users = make_users(settings);
   proxy_.reload(settings, *users);
-  previous_users_ = std::exchange(users_, std::move(users));
+  users_ = std::move(users);
   registrar_.set_options(registrar_options(settings));
   settings_ = std::make_shared<const Settings>(settings);
   proxy_.set_domains(own_domains());
