@@ -378,6 +378,27 @@ TEST_CASE("a handler in the pool that exceeds its deadline costs its own message
   CHECK(fixture.write("later") == 200);
 }
 
+TEST_CASE("a handler in the pool is not asked about what was answered 504 before its turn came") {
+  Settings settings = test_settings();
+  settings.message.handler_deadline_s = 1;
+  Fixture fixture(settings);
+  fixture.bob->enroll(fixture.loop);
+  Gate gate;
+  std::atomic<int> asked{0};
+  fixture.server.add_async_handler(50, [&](const RouteRequest&) {
+    ++asked;
+    gate.pass();
+    return Verdict::next();
+  });
+  for (int i = 0; i < 5; ++i) fixture.alice->write_to("bob", "hangs");
+  REQUIRE(fixture.loop.run_until([&] { return fixture.alice->answers.size() == 5; }));
+  CHECK(fixture.alice->answers == std::vector<int>(5, 504));
+  gate.open();
+  CHECK(fixture.write("later") == 200);
+  CHECK(asked == 2);
+  CHECK(fixture.bob->received == std::vector<std::string>{"later"});
+}
+
 TEST_CASE("the server sends messages of its own to a user's phones, and tells of their answers") {
   Fixture fixture;
   fixture.bob->enroll(fixture.loop);

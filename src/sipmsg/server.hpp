@@ -348,7 +348,8 @@ inline Verdict ServerCore::run_guarded(const RouteHandler& handler, const RouteR
 }
 
 /// The handler answers from a thread of the pool; the order of one sender's messages to one
-/// recipient is that of their jobs.
+/// recipient is that of their jobs. A job whose turn comes when its sender has been answered 504 is
+/// not the handler's any more: what it did with it could not be told to anybody.
 inline Verdict ServerCore::run_in_pool(const std::shared_ptr<RouteHandler>& handler,
                                        const RouteRequest& request) {
   SipHash hash(order_key_);
@@ -356,7 +357,12 @@ inline Verdict ServerCore::run_in_pool(const std::shared_ptr<RouteHandler>& hand
   hash.update(std::string_view("\0", 1));
   hash.update(request.called);
   const auto kept = std::make_shared<KeptRouteRequest>(request);
-  const auto work = [handler, kept] { return run_guarded(*handler, kept->view()); };
+  const std::uint64_t expires_at_ms =
+      loop_->now_ms() + std::uint64_t{1000} * settings_->message.handler_deadline_s;
+  const auto work = [handler, kept, expires_at_ms] {
+    const bool is_late = uv_hrtime() / 1000000 >= expires_at_ms;  // the loop's clock, as it is now
+    return is_late ? Verdict::reject(504) : run_guarded(*handler, kept->view());
+  };
   const auto done = [this, kept](Error error, const Verdict& verdict) {
     if (!error) static_cast<void>(resume(kept->key(), verdict, kept->changes()));
   };
@@ -456,7 +462,9 @@ class Server {
   /// The same for a handler that may take long: it runs in libuv's thread pool where [message]
   /// async_process is on, one message at a time for each pair of sender and recipient.
   /// The handler must be good for several threads at once; what it throws is a 500. What does not
-  /// pass `filter` it is not asked about, and goes on without waiting for a thread.
+  /// pass `filter` it is not asked about, and goes on without waiting for a thread. One that does
+  /// not return keeps its thread for good, of four, which names and files are looked up with, too;
+  /// about messages that were answered 504 meanwhile it is not asked.
   HandlerChain::Id add_async_handler(int priority, RouteHandler handler,
                                      RouteFilter filter = nullptr) {
     return core_->add_async_handler(priority, std::move(handler), std::move(filter));
