@@ -112,34 +112,37 @@ void Bridge::on_routed(const RoutingPointer& routing, bool handled) {
     const auto code = sipmsg::refusal_asked_for(message.request().view());
     return finish(routing, Verdict::reject(code.value_or(404)));
   }
-  const bool by_users =
-      !message.return_value.empty() && message.users_target == message.return_value;
-  Verdict verdict = by_users
-                        ? Verdict::forward({})
-                        : sipmsg::verdict_of(true, message.return_value, message.request().view());
-  // Others may have handlers for a target that is not ours ("mailbox/102").
-  if (!is_target(message.return_value)) return finish(routing, std::move(verdict));
-  execute(routing, std::move(verdict));
+  if (is_target(message.return_value)) return execute(routing);
+  finish(routing, verdict_of_target(message, message.return_value));
 }
 
-/// A target was found: `error` and `reason` on the way there count no longer (as in Yate), and
-/// handlers of msg.execute may take the message instead of us. `verdict` is ours.
-void Bridge::execute(const RoutingPointer& routing, Verdict verdict) {
+/// A target was found: `error` and `reason` on the way there count no longer (as in Yate). Handlers
+/// of msg.execute may take the message instead of us, or those who know targets that are not ours
+/// ("mailbox/102").
+void Bridge::execute(const RoutingPointer& routing) {
   RouteMessage& message = *routing->message;
-  const bool is_ours = verdict.kind() == Verdict::Kind::forward;
-  if (is_ours) {
-    for (std::string_view name : {"error", "reason"}) {
-      if (message.get(name)) message.clear(name);
-    }
+  const std::string target = std::exchange(message.return_value, {});
+  for (std::string_view name : {"error", "reason"}) {
+    if (message.get(name)) message.clear(name);
   }
-  if (!engine_.is_wanted("msg.execute", sip_module)) return finish(routing, std::move(verdict));
-  message.set("callto", message.return_value);
+  if (!engine_.is_wanted("msg.execute", sip_module)) {
+    return finish(routing, verdict_of_target(message, target));
+  }
+  message.set("callto", target);
   message.rename("msg.execute");
-  message.return_value.clear();
-  engine_.dispatch(routing->message, [this, routing, verdict](bool handled) {
-    finish(routing,
-           routing->message->is_sent || !handled ? verdict : verdict_of_execution(*routing));
+  engine_.dispatch(routing->message, [this, routing](bool handled) {
+    const RouteMessage& executed = *routing->message;
+    finish(routing, handled && !executed.is_sent
+                        ? verdict_of_execution(*routing)
+                        : verdict_of_target(executed, executed.get_or("callto")));
   });
+}
+
+/// What we make of a target ourselves.
+Verdict Bridge::verdict_of_target(const RouteMessage& message, const std::string& target) {
+  const bool by_users = !target.empty() && message.users_target == target;
+  return by_users ? Verdict::forward({})
+                  : sipmsg::verdict_of(true, target, message.request().view());
 }
 
 /// What it means that somebody else has taken the message: `code` if it is set, else the return

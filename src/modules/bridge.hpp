@@ -54,7 +54,8 @@ class Bridge {
 
   sipmsg::Verdict on_route(const sipmsg::RouteRequest& request);
   void on_routed(const RoutingPointer& routing, bool handled);
-  void execute(const RoutingPointer& routing, sipmsg::Verdict verdict);
+  void execute(const RoutingPointer& routing);
+  static sipmsg::Verdict verdict_of_target(const RouteMessage& message, const std::string& target);
   static sipmsg::Verdict verdict_of_execution(const Routing& routing);
   void finish(const RoutingPointer& routing, sipmsg::Verdict verdict);
 

@@ -267,6 +267,55 @@ TEST_CASE("a target that is not a SIP URI is for whoever handles such targets in
   CHECK(fixture.write_to("bob") == 200);
 }
 
+TEST_CASE("what became of a target is said by who handled it, or passed it on, and nobody before") {
+  struct Row {
+    const char* target;
+    const char* before;  ///< the reason that call.route has left
+    bool handled;
+    const char* reason;  ///< that msg.execute has left
+    int answer;
+  };
+  const Row rows[] = {
+      {"mailbox/bob", "forbidden", true, "", 200},
+      {"mailbox/bob", "forbidden", true, "busy", 486},
+      {"mailbox/bob", "forbidden", false, "", 405},
+      {"mailbox/bob", "", false, "noresource", 503},
+      {"mailbox/bob", "forbidden", false, "noresource", 503},
+      {"sip/sip:bob@127.0.0.1", "forbidden", false, "busy", 200},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.target);
+    CAPTURE(row.before);
+    CAPTURE(row.reason);
+    Fixture fixture;
+    fixture.bob->enroll(fixture.loop);
+    fixture.handle("call.route", 50, [&](modules::Message& message) {
+      if (*row.before != '\0') message.set("reason", row.before);
+      message.return_value = row.target;
+      return true;
+    });
+    fixture.handle("msg.execute", 50, [&](modules::Message& message) {
+      CHECK_FALSE(message.get("reason"));
+      if (*row.reason != '\0') message.set("reason", row.reason);
+      return row.handled;
+    });
+    CHECK(fixture.write_to("bob") == row.answer);
+  }
+}
+
+TEST_CASE("a handler of msg.execute may send the message elsewhere") {
+  Fixture fixture;
+  fixture.bob->enroll(fixture.loop);
+  fixture.carol->enroll(fixture.loop);
+  fixture.handle("msg.execute", 50, [&](modules::Message& message) {
+    message.set("callto", "sip/sip:carol@127.0.0.1");
+    return false;
+  });
+  CHECK(fixture.write_to("bob") == 200);
+  CHECK(fixture.bob->received.empty());
+  CHECK(fixture.carol->received.size() == 1);
+}
+
 TEST_CASE("applications send by msg.execute, and learn the answer where they wait for it") {
   Fixture fixture;
   fixture.bob->enroll(fixture.loop);

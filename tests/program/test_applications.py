@@ -219,6 +219,16 @@ class Stores(unittest.TestCase):
                 self.assertEqual(kept(), [])
 
     @needs("javascript", "sqlitedb")
+    def test_smsc_js_says_503_where_the_database_fails(self):
+        setting = Setting("smsc.js", javascript=switched_on("javascript.conf", "smsc="),
+                          sqlitedb=example("sqlitedb.conf"))
+        with setting, setting.served(), Sender(setting) as sender:
+            self.assertEqual(sender.write("102", "kept"), 202)
+            with contextlib.closing(sqlite3.connect(setting.path / "smsc.db")) as database:
+                database.execute("DROP TABLE sms")
+            self.assertEqual(sender.write("102", "not kept"), 503)
+
+    @needs("javascript", "sqlitedb")
     def test_smsc_js_keeps_what_a_phone_refused_and_offers_it_again(self):
         setting = Setting("smsc.js", javascript=switched_on("javascript.conf", "smsc="),
                           sqlitedb=example("sqlitedb.conf"))
