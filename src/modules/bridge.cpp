@@ -30,6 +30,14 @@ bool is_false(const std::optional<std::string>& text) {
   return text && !sipmsg::parse_boolean(*text).value_or(true);
 }
 
+/// The first of our domains that can stand in a URI; empty where none is listed.
+std::string first_domain(const sipmsg::Settings& settings) {
+  for (const std::string& domain : settings.domains) {
+    if (domain != "*") return sipmsg::is_ipv6_text(domain) ? "[" + domain + "]" : domain;
+  }
+  return {};
+}
+
 /// Whether call.route returned somewhere to go, and not a refusal.
 bool is_target(std::string_view return_value) {
   return !return_value.empty() && return_value != "-" && return_value != "error";
@@ -59,7 +67,7 @@ struct Bridge::Routing {
 };
 
 Bridge::Bridge(sipmsg::Server& server, Engine& engine, const sipmsg::Settings& settings)
-    : server_(server), engine_(engine), realm_(settings.digest.realm) {
+    : server_(server), engine_(engine), host_(first_domain(settings)) {
   handler_ = server_.add_handler(
       before_all, [this](const sipmsg::RouteRequest& request) { return on_route(request); });
   // Behind applications of the same priority: 100 is the default of all of them, and a rule or
@@ -198,8 +206,12 @@ bool Bridge::route_to_user(Message& message) const {
 
 namespace {
 
+std::string address_of(std::string_view user, const std::string& host) {
+  return "sip:" + sipmsg::escape(user, sipmsg::char_user) + "@" + host;
+}
+
 /// The sender: `sip_from` as a header has it, or `caller` and `domain`.
-std::string sender_of(const Message& message, const std::string& realm) {
+std::string sender_of(const Message& message, const std::string& host) {
   for (std::string_view name : {"sip_From", "sip_from"}) {
     if (const auto from = message.get(name)) {
       const auto parsed = sipmsg::parse_name_addr(*from);
@@ -207,7 +219,8 @@ std::string sender_of(const Message& message, const std::string& realm) {
     }
   }
   const std::string user = message.get_or("user", message.get_or("caller", "anonymous"));
-  return "sip:" + sipmsg::escape(user, sipmsg::char_user) + "@" + message.get_or("domain", realm);
+  const std::string domain = message.get_or("domain");
+  return address_of(user, domain.empty() ? host : domain);
 }
 
 /// The headers that `sip_NAME` parameters ask for, but for those which every message has of its
@@ -226,6 +239,16 @@ void add_headers(const Message& message, sipmsg::Outgoing& outgoing) {
 
 }  // namespace
 
+/// The host of addresses that applications give no host.
+std::string Bridge::host() const {
+  if (!host_.empty()) return host_;
+  for (const sipmsg::Listener& listener : server_.listeners()) {
+    const sipmsg::IpAddress& ip = listener.address.ip;
+    if (!ip.is_unspecified()) return ip.is_ipv6() ? "[" + to_text(ip) + "]" : to_text(ip);
+  }
+  return "localhost";
+}
+
 /// A message of an application's own. Without `wait` it counts as handled when it is on its way;
 /// with it, `code` is the recipient's answer and only a 2xx is handled. One of a phone is on its
 /// way through `execute` and is sent there.
@@ -239,8 +262,8 @@ void Bridge::send(const MessagePointer& message, Answer answer) {
   if (target.substr(0, driver.size()) == driver) target.erase(0, driver.size());
   const bool is_uri = sipmsg::parse_uri(target).ok();
   sipmsg::Outgoing outgoing;
-  outgoing.to = is_uri ? target : "sip:" + sipmsg::escape(target, sipmsg::char_user) + "@" + realm_;
-  outgoing.from = sender_of(*message, realm_);
+  outgoing.to = is_uri ? target : address_of(target, host());
+  outgoing.from = sender_of(*message, host());
   outgoing.content_type = message->get_or("xsip_type", "text/plain;charset=utf-8");
   auto body = sipmsg::detail::decode_body(message->get_or("xsip_body"),
                                           message->get_or("xsip_body_encoding"));

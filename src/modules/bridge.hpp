@@ -60,12 +60,13 @@ class Bridge {
   void finish(const RoutingPointer& routing, sipmsg::Verdict verdict);
 
   bool route_to_user(Message& message) const;
+  std::string host() const;
   void send(const MessagePointer& message, Answer answer);
   void on_registration(const sipmsg::RegistrationEvent& event);
 
   sipmsg::Server& server_;
   Engine& engine_;
-  std::string realm_;
+  std::string host_;  ///< the first of our domains; empty where none is listed
   sipmsg::HandlerChain::Id handler_ = 0;
   Engine::Id users_ = 0;
   Engine::Id execute_ = 0;

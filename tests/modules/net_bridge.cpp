@@ -350,6 +350,36 @@ TEST_CASE("applications send by msg.execute, and learn the answer where they wai
   CHECK_FALSE(fixture.dispatch(message({{"called", "bob"}, {"caller", "x"}, {"domain", "a b"}})));
 }
 
+TEST_CASE("an application's message without a domain comes from a host that is the server's") {
+  struct Row {
+    std::vector<std::string> domains;
+    const char* domain;  ///< that the application gives
+    const char* from;
+  };
+  const Row rows[] = {
+      {{}, "", "sip:news@127.0.0.1"},
+      {{"*"}, "", "sip:news@127.0.0.1"},
+      {{"*", "example.org", "example.net"}, "", "sip:news@example.org"},
+      {{"::1", "127.0.0.1"}, "", "sip:news@[::1]"},
+      {{"*"}, "example.com", "sip:news@example.com"},
+  };
+  for (const Row& row : rows) {
+    CAPTURE(row.from);
+    Settings settings = bridge_settings();
+    settings.digest.realm = "My Office";
+    settings.domains = row.domains;
+    Fixture fixture(settings);
+    fixture.bob->enroll(fixture.loop);
+    CHECK(fixture.dispatch(
+        std::make_shared<ListMessage>("msg.execute", ListMessage::Parameters{{"called", "bob"},
+                                                                             {"caller", "news"},
+                                                                             {"domain", row.domain},
+                                                                             {"xsip_body", "x"},
+                                                                             {"wait", "true"}})));
+    CHECK(fixture.bob->last.from()->uri.text == row.from);
+  }
+}
+
 TEST_CASE("xsip.generate sends where the configuration allows it") {
   for (const bool allowed : {false, true}) {
     Settings settings = bridge_settings();
