@@ -472,6 +472,16 @@ TEST_SUITE("extmodule: sessions") {
     CHECK(stage.outcomes.size() == 1);
   }
 
+  TEST_CASE("a program that answers nothing does not fill the log") {
+    Stage stage;
+    stage.say("%%>install::m");
+    stage.say("%%>setlocal:timeout:100");
+    for (int i = 0; i < 100; ++i) stage.dispatch(message("m"));
+    stage.wait(100);
+    CHECK(stage.outcomes.size() == 100);
+    CHECK(stage.peer.logged.size() == 10);
+  }
+
   TEST_CASE("each message has the timeout that was set when it was asked about") {
     Stage stage;
     stage.say("%%>install::m");

@@ -2,6 +2,7 @@
 // every mistake by its line.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -661,6 +662,7 @@ TEST_CASE("rules that lead in circles come to an end") {
   bench.host.max_depth = 100;
   CHECK(bench.route("x") == "-|n=x");
   CHECK(bench.log.find("the rules take too many steps for one message") != std::string::npos);
+  CHECK(std::count(bench.log.begin(), bench.log.end(), '\n') <= 60 + 10);
   CHECK_MESSAGE(bench.route("x") == "-|n=x", "each message has its own steps");
 }
 

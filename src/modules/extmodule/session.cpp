@@ -191,6 +191,7 @@ void Session::obey(const AnswerLine& line) {
   const auto number = sipmsg::parse_digits(line.id, UINT64_MAX);
   const auto found = number ? waiting_.find(*number) : waiting_.end();
   if (found == waiting_.end()) {
+    if (!unmatched_log_.admits(peer_.now_ms())) return;
     return peer_.log(Severity::info,
                      "sent an answer that is unmatched: it is too late, or to no "
                      "question; its id is " +
@@ -335,9 +336,11 @@ void Session::advance(std::uint64_t now_ms) {
     const std::uint64_t number = deadlines_.begin()->second;
     const MessagePointer message = waiting_.find(number)->second.message;
     const Answer answer = take_answer(number);
-    peer_.log(Severity::warning, "did not answer " + printable(message->name()) + " in time, id " +
-                                     std::to_string(number) +
-                                     (locals_.timebomb ? "; it is ended for that" : ""));
+    if (timeout_log_.admits(now_ms)) {
+      peer_.log(Severity::warning, "did not answer " + printable(message->name()) +
+                                       " in time, id " + std::to_string(number) +
+                                       (locals_.timebomb ? "; it is ended for that" : ""));
+    }
     answer(false);
     if (locals_.timebomb && state_ != State::closed) return end(Ending::broken);
   }

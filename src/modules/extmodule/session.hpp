@@ -138,6 +138,8 @@ class Session : public std::enable_shared_from_this<Session> {
   std::size_t longest_sent_ = 0;
   std::uint32_t complaints_ = 0;
   bool is_refusing_ = false;  ///< said in the log that it cannot be asked
+  sipmsg::LogLimit timeout_log_{10};
+  sipmsg::LogLimit unmatched_log_{10};
 };
 
 /// Fit for one line of a log: control characters come out as question marks.

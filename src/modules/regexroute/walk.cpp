@@ -50,7 +50,9 @@ bool Walk::run_context(std::size_t number, std::uint32_t depth) {
 bool Walk::take_step() {
   if (host_.steps_left == 0) return false;
   if (--host_.steps_left > 0) return true;
-  say(sipmsg::Severity::warning, "the rules take too many steps for one message, and are left");
+  if (host_.steps_log.admits(now_ms())) {
+    say(sipmsg::Severity::warning, "the rules take too many steps for one message, and are left");
+  }
   return false;
 }
 
@@ -193,7 +195,9 @@ void Walk::say(sipmsg::Severity severity, std::string text) {
   host_.log(severity, text);
 }
 
+/// What is wrong with a rule shows with each message, and often more than once.
 void Walk::warn(const Rule& rule, std::string_view text) {
+  if (!host_.warning_log.admits(now_ms())) return;
   say(sipmsg::Severity::warning, (book_.place_of(rule) + ": ").append(text));
 }
 

@@ -23,6 +23,8 @@ struct Host {
   std::function<void(MessagePointer)> dispatch = nullptr;  ///< offers it to its handlers
   sipmsg::LogHandler log = nullptr;
   std::uint64_t steps_left = 0;  ///< shared with the messages that a message's rules dispatch
+  sipmsg::LogLimit steps_log{10};
+  sipmsg::LogLimit warning_log{60};
 };
 
 class Walk {
@@ -55,6 +57,7 @@ class Walk {
   void send(const Rule& rule, std::string name);
   bool take_step();
   Scope scope() const { return {message_, captures_, host_.environment}; }
+  std::uint64_t now_ms() const { return host_.environment.now_unix_us() / 1000; }
   void say(sipmsg::Severity severity, std::string text);
   void warn(const Rule& rule, std::string_view text);
 
