@@ -14966,7 +14966,7 @@ inline void Proxy::write_own(Output& out, const Outgoing& outgoing, const NameAd
 
 /// The user's one binding with that contact.
 inline void Proxy::add_binding(std::string_view user, std::string_view contact) {
-  registrar_.for_each(user, now_ms_, [&](const Binding& binding) {
+  for_each_binding(user, now_ms_, [&](const Binding& binding) {
     if (binding.contact_uri != contact) return;
     add_target({binding.request_uri, binding.path, binding.flow});
   });
@@ -18426,6 +18426,7 @@ class ServerCore final : public TransportReceiver,
     rearm();
     return error;
   }
+  const UserSettings* find_user(std::string_view name) const { return users_->find(name); }
   void on_log(LogHandler handler) { log_ = std::make_shared<LogHandler>(std::move(handler)); }
   void close();
 
@@ -18772,6 +18773,8 @@ class Server {
   Error send(const Outgoing& outgoing, Agent::SentHandler done) {
     return core_->send(outgoing, std::move(done));
   }
+  /// The user's section of regfile.conf, or null. Lifetime: until `reload`.
+  const UserSettings* find_user(std::string_view name) const { return core_->find_user(name); }
   /// Whether there is such a user, be it under another name.
   bool is_known(std::string_view user) const { return core_->proxy().is_known(user); }
   /// Calls `use(const Binding&)` on every binding of that user, which must not call this Server.

@@ -7,20 +7,37 @@
 // and the account "smsc" in sqlitedb.conf, or in mysqldb.conf.
 
 var account = "smsc";
-var quote = "'";  // SQLite: only this mark is doubled. MySQL reads backslashes, too: undefined
 var atOnce = 50;  // so many are fetched at a time
 
 // ---- the database
 
+var dbtype;  // "sqlitedb" or "mysqldb", once it has said so
+
+// To SQLite only the mark itself is special; MySQL reads backslashes, too.
 function text(value)
 {
     if (value === undefined || value === null)
         return "NULL";
-    return "'" + String(value).sqlEscape(quote) + "'";
+    value = String(value);
+    return "'" + (dbtype == "mysqldb" ? value.sqlEscape() : value.sqlEscape("'")) + "'";
 }
 
-// The answered message, or null where the query failed.
-function query(sql)
+// The answered message, or null where the query failed. Each ? is the next of the values.
+function query(sql, values)
+{
+    if (!dbtype) {
+        var asked = ask("");  // an empty query asks for nothing else
+        if (!asked || !asked.dbtype)
+            return null;
+        dbtype = asked.dbtype;
+    }
+    var parts = sql.split("?"), complete = parts[0];
+    for (var i = 1; i < parts.length; i++)
+        complete += text(values[i - 1]) + parts[i];
+    return ask(complete);
+}
+
+function ask(sql)
 {
     var m = new Message("database");
     m.account = account;
@@ -44,10 +61,9 @@ function onCallRoute(msg)
 
 function onExecute(msg)
 {
-    var stored = query("INSERT INTO sms(caller,called,message,type,encoding,sent) VALUES(" +
-        text(msg.caller) + "," + text(msg.called) + "," + text(msg.xsip_body) + "," +
-        text(msg["sip_content-type"]) + "," + text(msg.xsip_body_encoding) + "," +
-        text(dateHeader(new Date())) + ")");
+    var stored = query("INSERT INTO sms(caller,called,message,type,encoding,sent) " +
+        "VALUES(?,?,?,?,?,?)", [msg.caller, msg.called, msg.xsip_body, msg["sip_content-type"],
+        msg.xsip_body_encoding, dateHeader(new Date())]);
     if (!stored) {
         msg.reason = "noresource";  // 503: the sender may try again
         return false;
@@ -63,14 +79,16 @@ var busy = {};  // users whose messages are on their way: a phone registers agai
 
 function onRegister(msg)
 {
-    var user = String(msg.username), target = String(msg.data);
+    var user = String(msg.username), target = String(msg.data), names = [user];
+    if (msg.alternatives !== undefined)  // what was sent to one of these is this user's, too
+        names = names.concat(String(msg.alternatives).split(","));
     if (busy[user])
         return false;
     busy[user] = true;
     // Not in here: whoever told us of the phone should not wait for the messages.
     Engine.setTimeout(function () {
         try {
-            deliverAll(user, target);
+            deliverAll(user, names, target);
         } finally {
             delete busy[user];
         }
@@ -78,17 +96,18 @@ function onRegister(msg)
     return false;
 }
 
-function deliverAll(user, target)
+function deliverAll(user, names, target)
 {
+    var places = names.map(function () { return "?"; }).join(",");
     while (true) {
-        var found = query("SELECT id,caller,message,type,encoding,sent FROM sms WHERE called=" +
-            text(user) + " ORDER BY id LIMIT " + atOnce);
-        var rows = found ? found.getRow() : [];
+        var found = query("SELECT id,caller,message,type,encoding,sent FROM sms WHERE called IN(" +
+            places + ") ORDER BY id LIMIT " + atOnce, names);
+        var rows = (found && found.getRow()) || [];  // null where there are none
         for (var i = 0; i < rows.length; i++) {
             // In order, or not at all: what follows a failure waits for the next registration.
             if (!deliver(rows[i], user, target))
                 return;
-            if (!query("DELETE FROM sms WHERE id=" + Number(rows[i].id)))
+            if (!query("DELETE FROM sms WHERE id=?", [rows[i].id]))
                 return;
         }
         if (rows.length < atOnce)

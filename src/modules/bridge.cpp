@@ -237,6 +237,40 @@ void add_headers(const Message& message, sipmsg::Outgoing& outgoing) {
   });
 }
 
+/// Where it is to go: `callto` or `called`, or all of a fork.
+std::vector<std::string> targets_of(const Message& message) {
+  std::vector<std::string> targets = {message.get_or("callto", message.get_or("called"))};
+  if (targets.front() == "fork") {
+    targets.front() = message.get_or("called");
+    for (std::size_t i = 1; const auto target = message.get("callto." + std::to_string(i)); ++i) {
+      targets.resize(i);
+      targets.back() = *target;
+    }
+  }
+  for (std::string& target : targets) {
+    if (std::string_view(target).substr(0, driver.size()) == driver) target.erase(0, driver.size());
+  }
+  return targets;
+}
+
+/// A message of an application that waits for its end: with several targets for the end of all.
+struct Sending {
+  /// One that was taken counts above those that were not.
+  void note(const sipmsg::Outcome& outcome) {
+    if (outcome.ok() || !is_taken) {
+      message->set("code", std::to_string(outcome.error ? 503 : outcome.code));
+      message->set("reason", outcome.reason);
+    }
+    is_taken = is_taken || outcome.ok();
+    if (--open == 0) answer(is_taken);
+  }
+
+  MessagePointer message;
+  Answer answer;
+  std::size_t open = 0;  ///< targets that have not answered
+  bool is_taken = false;
+};
+
 }  // namespace
 
 /// The host of addresses that applications give no host.
@@ -258,38 +292,72 @@ void Bridge::send(const MessagePointer& message, Answer answer) {
     route->is_sent = target == "fork" || target.substr(0, driver.size()) == driver;
     return answer(route->is_sent);
   }
-  std::string target = message->get_or("callto", message->get_or("called"));
-  if (target.substr(0, driver.size()) == driver) target.erase(0, driver.size());
-  const bool is_uri = sipmsg::parse_uri(target).ok();
   sipmsg::Outgoing outgoing;
-  outgoing.to = is_uri ? target : address_of(target, host());
   outgoing.from = sender_of(*message, host());
   outgoing.content_type = message->get_or("xsip_type", "text/plain;charset=utf-8");
   auto body = sipmsg::detail::decode_body(message->get_or("xsip_body"),
                                           message->get_or("xsip_body_encoding"));
-  if (!body || target.empty()) {
-    message->set("error", target.empty() ? "noroute" : "invalid-message");
+  const std::vector<std::string> targets = targets_of(*message);
+  if (!body || targets.front().empty()) {
+    message->set("error", body ? "noroute" : "invalid-message");
     return answer(false);
   }
   outgoing.body = std::move(body).value();
   add_headers(*message, outgoing);
+
+  const auto sending = std::make_shared<Sending>();
+  sending->message = message;
+  sending->answer = std::move(answer);
   const bool waits = is_true(message->get("wait"));
-  const auto shared = std::make_shared<Answer>(std::move(answer));
-  const sipmsg::Error error =
-      server_.send(outgoing, [message, waits, shared](const sipmsg::Outcome& outcome) {
-        if (!waits) return;
-        message->set("code", std::to_string(outcome.error ? 503 : outcome.code));
-        message->set("reason", outcome.reason);
-        (*shared)(outcome.ok());
-      });
-  if (error) {
-    message->set("error", error.name());
-    return (*shared)(false);
+  for (const std::string& target : targets) {
+    address(outgoing, target, message->get_or("called"));
+    const sipmsg::Error error =
+        server_.send(outgoing, [waits, sending](const sipmsg::Outcome& outcome) {
+          if (waits) sending->note(outcome);
+        });
+    if (error) {
+      message->set("error", error.name());
+    } else {
+      ++sending->open;
+    }
   }
-  if (!waits) (*shared)(true);
+  if (sending->open == 0 || !waits) sending->answer(sending->open > 0);
+}
+
+/// Says where it goes: to all phones of a user, or to the one whose contact the target is. A
+/// contact may have a name of the phone's own; then `called` says whose it is.
+void Bridge::address(sipmsg::Outgoing& outgoing, const std::string& target,
+                     const std::string& called) const {
+  const auto uri = sipmsg::parse_uri(target);
+  outgoing.to = uri ? target : address_of(target, host());
+  outgoing.request_uri.clear();
+  if (!uri) return;
+  for (const std::string& user : {called, sipmsg::unescape(uri->user)}) {
+    server_.for_each_binding(user, [&](const sipmsg::Binding& binding) {
+      if (binding.contact_uri != target && binding.request_uri != target) return;
+      outgoing.to = address_of(user, host());
+      outgoing.request_uri = binding.contact_uri;
+    });
+    if (!outgoing.request_uri.empty()) return;
+  }
 }
 
 // ---- phones that come and go
+
+namespace {
+
+/// The further names by which messages reach that user: none that is another user's own.
+std::string alternatives_of(std::string_view name, const sipmsg::Server& server) {
+  std::string text;
+  const sipmsg::UserSettings* user = server.find_user(name);
+  if (user == nullptr) return text;
+  for (const std::string& other : user->alternatives) {
+    if (server.find_user(other) == nullptr) text += (text.empty() ? "" : ",") + other;
+  }
+  return text;
+}
+
+}  // namespace
 
 void Bridge::on_registration(const sipmsg::RegistrationEvent& event) {
   const bool is_gone = event.kind == sipmsg::RegistrationEvent::Kind::removed;
@@ -304,6 +372,8 @@ void Bridge::on_registration(const sipmsg::RegistrationEvent& event) {
   message->add("data", std::string(driver) + std::string(event.contact));
   message->add("sip_to", std::string(event.contact));
   if (!event.user_agent.empty()) message->add("device", std::string(event.user_agent));
+  const std::string alternatives = alternatives_of(event.user, server_);
+  if (!alternatives.empty()) message->add("alternatives", alternatives);
   if (!is_gone) {
     message->add("expires", std::to_string(event.expires_s));
     message->add("ip_host", to_text(event.flow.remote.ip));

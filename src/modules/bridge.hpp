@@ -62,6 +62,8 @@ class Bridge {
   bool route_to_user(Message& message) const;
   std::string host() const;
   void send(const MessagePointer& message, Answer answer);
+  void address(sipmsg::Outgoing& outgoing, const std::string& target,
+               const std::string& called) const;
   void on_registration(const sipmsg::RegistrationEvent& event);
 
   sipmsg::Server& server_;

@@ -909,7 +909,7 @@ inline void Proxy::write_own(Output& out, const Outgoing& outgoing, const NameAd
 
 /// The user's one binding with that contact.
 inline void Proxy::add_binding(std::string_view user, std::string_view contact) {
-  registrar_.for_each(user, now_ms_, [&](const Binding& binding) {
+  for_each_binding(user, now_ms_, [&](const Binding& binding) {
     if (binding.contact_uri != contact) return;
     add_target({binding.request_uri, binding.path, binding.flow});
   });

@@ -137,6 +137,7 @@ class ServerCore final : public TransportReceiver,
     rearm();
     return error;
   }
+  const UserSettings* find_user(std::string_view name) const { return users_->find(name); }
   void on_log(LogHandler handler) { log_ = std::make_shared<LogHandler>(std::move(handler)); }
   void close();
 
@@ -483,6 +484,8 @@ class Server {
   Error send(const Outgoing& outgoing, Agent::SentHandler done) {
     return core_->send(outgoing, std::move(done));
   }
+  /// The user's section of regfile.conf, or null. Lifetime: until `reload`.
+  const UserSettings* find_user(std::string_view name) const { return core_->find_user(name); }
   /// Whether there is such a user, be it under another name.
   bool is_known(std::string_view user) const { return core_->proxy().is_known(user); }
   /// Calls `use(const Binding&)` on every binding of that user, which must not call this Server.

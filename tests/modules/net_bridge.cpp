@@ -36,7 +36,7 @@ Settings bridge_settings() {
     settings.users.push_back(user);
   }
   settings.users[1].alternatives = {"sales"};
-  settings.users[2].alternatives = {"sales"};
+  settings.users[2].alternatives = {"sales", "alice"};  // alice is somebody else all the same
   return settings;
 }
 
@@ -348,6 +348,59 @@ TEST_CASE("applications send by msg.execute, and learn the answer where they wai
   CHECK_FALSE(fixture.dispatch(
       message({{"called", "bob"}, {"xsip_body", "*"}, {"xsip_body_encoding", "base64"}})));
   CHECK_FALSE(fixture.dispatch(message({{"called", "bob"}, {"caller", "x"}, {"domain", "a b"}})));
+}
+
+TEST_CASE("an application reaches the phone that call.route or a registration has named") {
+  Fixture fixture;
+  Phone desk(fixture.loop, fixture.server, "bob", Transport::udp, "bob-0xabc");
+  std::string data;
+  fixture.handle("user.register", 50, [&](modules::Message& message) {
+    data = message.get_or("data");
+    CHECK(message.get_or("alternatives") == "sales");
+    return false;
+  });
+  const auto send = [&](const std::string& target, const std::string& called,
+                        ListMessage::Parameters more = {}) {
+    more.insert(more.end(),
+                {{"callto", target}, {"called", called}, {"xsip_body", "x"}, {"wait", "true"}});
+    const auto message = std::make_shared<ListMessage>("msg.execute", std::move(more));
+    const bool handled = fixture.dispatch(message);
+    CHECK(handled == (message->get_or("code") == "200"));
+    return handled;
+  };
+  const auto route = [&](const std::string& called) {
+    const auto message =
+        std::make_shared<ListMessage>("call.route", ListMessage::Parameters{{"called", called}});
+    REQUIRE(fixture.dispatch(message));
+    return message;
+  };
+  desk.enroll(fixture.loop);
+  CHECK(data == "sip/" + desk.contact());
+  CHECK(send(data, "bob"));
+  CHECK(send(route("bob")->return_value, "bob"));
+  CHECK(send(route("sales")->return_value, "sales"));
+  CHECK(desk.received.size() == 3);
+  CHECK(desk.last.to()->uri.text == "sip:sales@127.0.0.1");
+  CHECK_FALSE(send(data, ""));  // nobody is called bob-0xabc
+  CHECK_FALSE(send("sip/sip:bob-0xabc@192.0.2.1", "carol"));
+
+  fixture.bob->enroll(fixture.loop);
+  CHECK(send("sip/" + fixture.bob->contact(), ""));
+  CHECK(fixture.bob->received.size() == 1);
+  CHECK(desk.received.size() == 3);
+  const auto fork = route("bob");
+  REQUIRE(fork->return_value == "fork");
+  const auto targets = ListMessage::Parameters{{"callto.1", fork->get_or("callto.1")},
+                                               {"callto.2", fork->get_or("callto.2")}};
+  CHECK(send("fork", "bob", targets));
+  CHECK(fixture.bob->received.size() == 2);
+  CHECK(desk.received.size() == 4);
+  CHECK_FALSE(send("fork", "bob", {{"callto.1", "sip/sip:carol@127.0.0.1"}}));
+  CHECK(send("fork", "bob", {{"callto.1", "carol"}, {"callto.2", "sip/sip:bob@127.0.0.1"}}));
+  CHECK(send("fork", "bob"));
+  REQUIRE(fixture.loop.run_until(
+      [&] { return fixture.bob->received.size() == 4 && desk.received.size() == 6; }));
+  fixture.carol->enroll(fixture.loop);
 }
 
 TEST_CASE("an application's message without a domain comes from a host that is the server's") {

@@ -550,6 +550,7 @@ class Examples : public Scripts {
   std::vector<std::string> queries;
   std::vector<MessagePointer> delivered;
   Table rows;
+  std::string dbtype = "sqlitedb";
   int code = 200;
   bool fails = false;
 
@@ -557,6 +558,7 @@ class Examples : public Scripts {
   void answer_query(Message& message) {
     const std::string query = message.get_or("query");
     CHECK(message.get_or("account") == "smsc");
+    if (query.empty()) return message.set("dbtype", dbtype);
     queries.push_back(query);
     if (fails) return message.set("error", "failure");
     if (query.rfind("SELECT", 0) == 0) message.table = std::make_shared<Table>(rows);
@@ -602,6 +604,23 @@ TEST_CASE("examples/scripts: smsc.js keeps what is for users who are offline") {
   const auto failed = examples.ask("msg.execute", parameters);
   CHECK(failed->handled == 0);
   CHECK(failed->message->get_or("reason") == "noresource");
+}
+
+TEST_CASE("examples/scripts: smsc.js writes texts as the database reads them") {
+  for (const bool is_mysql : {false, true}) {
+    Examples examples("smsc");
+    if (is_mysql) examples.dbtype = "mysqldb";
+    const Parameters parameters = {{"caller", "101"},
+                                   {"called", "102"},
+                                   {"xsip_body", "\\'); DROP TABLE sms; -- ?"},
+                                   {"callto", "smsc/102"}};
+    CHECK(examples.ask("msg.execute", parameters)->handled == 1);
+    REQUIRE(examples.queries.size() == 1);
+    const std::string written =
+        std::string(is_mysql ? "'\\\\''" : "'\\''") + "); DROP TABLE sms; -- ?',";
+    CAPTURE(examples.queries[0]);
+    CHECK(examples.queries[0].find("VALUES('101','102'," + written) != std::string::npos);
+  }
 }
 
 TEST_CASE("examples/scripts: smsc.js delivers in order and forgets only what was accepted") {

@@ -233,9 +233,10 @@ class Socket:
                     return answer
         raise AssertionError(f"no answer to {request}")
 
-    def register(self, user, expires=3600, password=None):
+    def register(self, user, expires=3600, password=None, contact=None):
+        """`contact`: the user in the Contact, where that is another."""
         return self.ask("REGISTER", user, sender=user, password=password,
-                        headers=f"Contact: <sip:{user}@127.0.0.1:{self.port}>\r\n"
+                        headers=f"Contact: <sip:{contact or user}@127.0.0.1:{self.port}>\r\n"
                                 f"Expires: {expires}\r\n")
 
     def answer(self, request, status="200 OK"):

@@ -219,6 +219,27 @@ class Stores(unittest.TestCase):
                 self.assertEqual(kept(), [])
 
     @needs("javascript", "sqlitedb")
+    def test_smsc_js_delivers_to_a_phone_with_a_name_of_its_own_under_each_name_of_its_user(self):
+        setting = Setting("smsc.js", javascript=switched_on("javascript.conf", "smsc="),
+                          sqlitedb=example("sqlitedb.conf"),
+                          regfile="[101]\npassword=of-101\n"
+                                  "[102]\npassword=of-102\nalternatives=desk,101\n")
+        kept = lambda: setting.rows("smsc.db", "SELECT called FROM sms ORDER BY id")
+        with setting, setting.served() as it, Sender(setting) as sender, \
+                Socket(setting.port) as phone:
+            register = lambda: phone.register("102", password="of-102", contact="102-0x55f9466b0ea0")
+            for recipient in ("desk", "101", "102"):
+                self.assertEqual(sender.write(recipient, f"to {recipient}"), 202)
+            self.assertEqual(register(), 200)
+            self.assertEqual(body_of(phone.take_message()), "to desk")
+            self.assertEqual(body_of(phone.take_message()), "to 102")
+            wait_until(lambda: kept() == [("101",)])
+            self.assertEqual(register(), 200)  # and nothing is left
+            self.assertEqual(sender.write("101", "another"), 202)
+            it.end()
+            self.assertNotIn("smsc.js:", "\n".join(it.lines) + it.process.stderr.read())
+
+    @needs("javascript", "sqlitedb")
     def test_smsc_js_says_503_where_the_database_fails(self):
         setting = Setting("smsc.js", javascript=switched_on("javascript.conf", "smsc="),
                           sqlitedb=example("sqlitedb.conf"))
@@ -312,11 +333,9 @@ class WithMariaDB(unittest.TestCase):
         for key, value in (("user", "tester"), ("password", "secret"),
                            ("host", f"127.0.0.1\nport={os.environ['SIPMSG_TEST_MARIADB_PORT']}")):
             conf = re.sub(rf"^{key}=.*$", f"{key}={value}", conf, flags=re.MULTILINE)
-        script = example("smsc.js")
-        self.assertIn('var quote = "\'";', script)
-        setting = Setting(mysqldb=conf, javascript="[scripts]\nsmsc=smsc.js\nlook=look.js\n")
+        setting = Setting("smsc.js", mysqldb=conf,
+                          javascript="[scripts]\nsmsc=smsc.js\nlook=look.js\n")
         setting.write(**{
-            "smsc.js": script.replace('var quote = "\'";', "var quote;"),
             "look.js": """
                 function ask(sql)
                 {

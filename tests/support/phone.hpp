@@ -15,9 +15,12 @@ namespace test {
 /// A softphone: registers, counts what it gets, answers 200.
 class Phone {
  public:
+  /// `contact_user`: how its contact calls it, where not by its name.
   Phone(test::EventLoop& loop, const sipmsg::Server& server, std::string name,
-        sipmsg::Transport transport)
-      : name_(std::move(name)), endpoint(loop.uv()) {
+        sipmsg::Transport transport, std::string contact_user = {})
+      : name_(std::move(name)),
+        contact_user_(contact_user.empty() ? name_ : std::move(contact_user)),
+        endpoint(loop.uv()) {
     for (const sipmsg::Listener& listener : server.listeners()) {
       if (listener.transport == transport) hop_ = sipmsg::Flow{transport, 0, listener.address};
     }
@@ -55,7 +58,7 @@ class Phone {
   }
 
   std::string contact() const {
-    return "sip:" + name_ + "@" + to_text(endpoint.listeners()[0].address);
+    return "sip:" + contact_user_ + "@" + to_text(endpoint.listeners()[0].address);
   }
 
   std::vector<std::string> received;
@@ -64,6 +67,7 @@ class Phone {
 
  private:
   std::string name_;
+  std::string contact_user_;
   sipmsg::Flow hop_;
 
  public:
