@@ -104,6 +104,27 @@ class Keeping(unittest.TestCase):
             self.assertEqual(other.register("102"), 200)
             self.assertEqual(body_of(other.take_message()), "one")
 
+    def test_a_phone_that_leaves_during_delivery_gets_the_rest_when_it_comes_back(self):
+        with Setting(offline_code=405) as setting, Socket(setting.port) as sender, \
+                Socket(setting.port) as phone, Served("-c", setting.directory) as it:
+            for text in ("one", "two", "three"):
+                self.assertEqual(sender.ask("MESSAGE", "102", text), 202)
+            self.assertEqual(phone.register("102"), 200)
+            while not (first := phone.receive()).startswith("MESSAGE "):
+                pass
+            self.assertEqual(phone.register("102", expires=0), 200)
+            phone.answer(first)
+            it.wait_for("are not delivered yet: 405")
+            self.assertEqual(phone.register("102"), 200)
+            # What was repeated meanwhile is the first one.
+            bodies = [body_of(first)]
+            while len(bodies) < 3:
+                message = phone.take_message()
+                self.assertIsNotNone(message, bodies)
+                if body_of(message) not in bodies:
+                    bodies.append(body_of(message))
+            self.assertEqual(bodies, ["one", "two", "three"])
+
     def test_what_is_not_kept_is_answered_as_usual(self):
         composing = "Content-Type: application/im-iscomposing+xml\r\n"
         state = ("<isComposing xmlns='urn:ietf:params:xml:ns:im-iscomposing'>"

@@ -17,6 +17,8 @@ constexpr std::size_t max_early = 1000;
 constexpr std::size_t max_deliveries = 100;
 /// Users who may wait for that; beyond it they wait for their next REGISTER.
 constexpr std::size_t max_waiting = 100000;
+/// A message that no datagram can carry is refused by this server itself, for whatever contact.
+constexpr int too_large_code = 513;
 /// The clock on the wall may be set; so often at least it is looked at.
 constexpr std::int64_t longest_sleep_s = 3600;
 
@@ -282,7 +284,10 @@ void OfflineDelivery::sent(const std::string& user, const KeptMessage& message,
       is_safe ? self->deliver_next(user) : self->end(user);
     });
   }
-  if (outcome.error || !is_refused_for_good(outcome.code)) {
+  // Where the phone is gone the code is one of this server, [message] offline_code for one, and says
+  // nothing of the message.
+  const bool is_of_message = outcome.response != nullptr || outcome.code == too_large_code;
+  if (outcome.error || !is_of_message || !is_refused_for_good(outcome.code)) {
     return fail(user, id, outcome.error ? outcome.error.text() : std::to_string(outcome.code));
   }
   refused(user, id, "this phone refuses it with " + std::to_string(outcome.code));
