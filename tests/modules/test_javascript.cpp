@@ -396,6 +396,20 @@ TEST_CASE("javascript: handlers are installed with priority and filter, replaced
   CHECK(server.installed == expected);
 }
 
+TEST_CASE("javascript: timers that are always due leave room for messages") {
+  FakeServer server(R"(
+    var seen = 0;
+    Message.install(function () { ++seen; return true; }, 'call.route');
+    for (var i = 0; i < 20 && seen < 2; ++i) Engine.usleep(0);
+    Engine.output(seen, i < 20);
+  )");
+  for (std::uint64_t id : {1u, 2u}) server.handle(id, {{"caller", "1"}});
+  CHECK(server.run());
+  CHECK(server.text() == "2 true\n");
+  CHECK(server.answers[1].handled);
+  CHECK(server.answers[2].handled);
+}
+
 TEST_CASE("javascript: dispatch waits for the answer while other messages are handled") {
   FakeServer server(R"(
     Message.install(function (msg) {

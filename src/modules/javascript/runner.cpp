@@ -63,7 +63,11 @@ void ScriptRunner::end_work() {
 }
 
 bool ScriptRunner::turn(duk_context* context) {
-  if (run_timer(context)) return !over_;
+  // Timers that are always due, as after Engine.usleep(0), must not keep messages waiting for ever.
+  if (!std::exchange(is_frames_turn_, false) && run_timer(context)) {
+    is_frames_turn_ = true;
+    return !over_;
+  }
   std::string frame;
   if (!inbox_.empty()) {
     frame = std::move(inbox_.front());

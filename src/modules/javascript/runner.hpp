@@ -67,7 +67,8 @@ class ScriptRunner final : public ScriptHost {
   };
   struct Call;
 
-  /// A timer that is due, or else one frame. False at the end.
+  /// A timer that is due, or one frame; where both wait, now the one, now the other. False at the
+  /// end.
   bool turn(duk_context* context);
   bool run_timer(duk_context* context);
   std::uint64_t next_timer_wait_ms();
@@ -93,8 +94,9 @@ class ScriptRunner final : public ScriptHost {
   std::uint64_t started_ms_ = 0;
   std::uint64_t uptime_base_ms_ = 0;
   std::uint64_t last_id_ = 0;
-  bool working_ = false;  ///< the server waits for a `done`
-  bool over_ = false;     ///< the server is gone, or the script cannot go on
+  bool is_frames_turn_ = false;  ///< the last turn was a timer's
+  bool working_ = false;         ///< the server waits for a `done`
+  bool over_ = false;            ///< the server is gone, or the script cannot go on
   bool failed_ = false;
 };
 
