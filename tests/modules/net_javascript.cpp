@@ -174,6 +174,31 @@ TEST_CASE("javascript: an endless loop in a regular expression, in a timer or at
   }
 }
 
+TEST_CASE("javascript: a script that takes nothing is not asked, and goes on when it does again") {
+  ScriptLimits limits = quick(60000);
+  limits.timeout_ms = 60000;
+  limits.memory_limit = std::size_t{1} << 30;
+  Scripts scripts(limits);
+  auto& script = scripts.add(echo);
+  const int pid = script.pid();
+  REQUIRE(::kill(pid, SIGSTOP) == 0);
+  const std::string large(std::size_t{24} << 20, 'x');
+  std::vector<std::shared_ptr<Scripts::Sent>> sent;
+  do {
+    sent.push_back(scripts.send("call.route", {{"caller", "1"}, {"text", large}}));
+  } while (sent.back()->handled < 0 && sent.size() < 10);
+  CHECK(sent.back()->handled == 0);
+  CHECK(scripts.has_line("is not asked about call.route (caller 1): it does not take what"));
+  sent.pop_back();
+  REQUIRE(::kill(pid, SIGCONT) == 0);
+  for (const auto& one : sent) {
+    CHECK(scripts.loop.run_until([&] { return one->handled == 1; }, 60000));
+  }
+  for (int i = 0; i < 3; ++i) CHECK(scripts.ask("call.route", {{"caller", "2"}})->handled == 1);
+  CHECK(script.pid() == pid);
+  CHECK_FALSE(scripts.has_line("was stopped"));
+}
+
 TEST_CASE("javascript: an exception is logged with file and line, the message goes on") {
   Scripts scripts;
   int later = 0;

@@ -382,6 +382,12 @@ void ScriptProcess::ask(std::uint64_t handler, const MessagePointer& message, An
   }
   if (!full) queue_was_full_ = false;
   if (full) return answer(false);
+  // Before anything is written: what was is sent, and must be counted as work.
+  if (child_->backlog() > max_backlog) {
+    log(Severity::warning,
+        "is not asked about " + describe_message(*message) + ": it does not take what it was sent");
+    return answer(false);
+  }
   FrameWriter& frames = child_->frames();
   const std::uint64_t id = ++last_id_;
   frames.begin(FrameType::handle);
@@ -391,7 +397,7 @@ void ScriptProcess::ask(std::uint64_t handler, const MessagePointer& message, An
   frames.text(message->return_value);
   frames.number(message->created_unix_s);
   write_parameters(frames, *message);
-  if (!frames.end() || child_->backlog() > max_backlog) {
+  if (!frames.end()) {
     log(Severity::warning, "is not asked about " + describe_message(*message) + ": too large");
     return answer(false);
   }
