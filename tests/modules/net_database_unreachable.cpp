@@ -2,6 +2,11 @@
 // where nobody answers.
 #include "../../src/modules/database/mysql.hpp"
 
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "support/database.hpp"
 
 namespace net_database_unreachable {
@@ -31,31 +36,40 @@ TEST_CASE("where nobody listens the account is dead, and is refused at once from
 
 namespace {
 
-/// Resets every connection that a listener takes. Wakes the loop for each.
-class TurningAway {
+using Connections = std::vector<std::optional<RawSocket>>;
+
+/// Resets every connection that a listener takes, or lets it stand and says nothing. Wakes the loop
+/// for each.
+class UnhelpfulServer {
  public:
-  TurningAway(EventLoop& loop, const RawListener& listener) : listener_(listener) {
+  UnhelpfulServer(EventLoop& loop, const RawListener& listener, Connections* standing = nullptr)
+      : listener_(listener), standing_(standing) {
     uv_poll_init(loop.uv(), poll_, listener.fd());
     poll_->data = this;
     uv_poll_start(poll_, UV_READABLE, [](uv_poll_t* poll, int, int) {
-      TurningAway& self = *static_cast<TurningAway*>(poll->data);
+      UnhelpfulServer& self = *static_cast<UnhelpfulServer*>(poll->data);
       while (auto connection = self.listener_.accept()) {
         ++self.attempts;
-        connection->reset();
+        if (self.standing_ == nullptr) {
+          connection->reset();
+        } else {
+          self.standing_->push_back(std::move(connection));
+        }
       }
     });
   }
-  ~TurningAway() {
+  ~UnhelpfulServer() {
     uv_close(reinterpret_cast<uv_handle_t*>(poll_),
              [](uv_handle_t* poll) { delete reinterpret_cast<uv_poll_t*>(poll); });
   }
-  TurningAway(const TurningAway&) = delete;
-  TurningAway& operator=(const TurningAway&) = delete;
+  UnhelpfulServer(const UnhelpfulServer&) = delete;
+  UnhelpfulServer& operator=(const UnhelpfulServer&) = delete;
 
   std::size_t attempts = 0;
 
  private:
   const RawListener& listener_;
+  Connections* standing_;
   uv_poll_t* poll_ = new uv_poll_t;
 };
 
@@ -68,7 +82,7 @@ TEST_CASE("initretry=0 tries again only for a query") {
     DatabaseFixture fixture(modules::make_mysqldb, "mysqldb.conf",
                             "[store]\nhost=127.0.0.1\nport=" + std::to_string(listener.port()) +
                                 (retries ? "\n" : "\ninitretry=0\n"));
-    const TurningAway server(fixture.loop, listener);
+    const UnhelpfulServer server(fixture.loop, listener);
     CHECK(fixture.loop.run_until([&] { return fixture.has_logged("no conn"); }));
     CHECK(server.attempts == 1);
     if (retries) {
@@ -91,6 +105,25 @@ TEST_CASE("a server that says nothing is waited for as long as the timeout says"
   const auto question = fixture.ask("SELECT 1");
   CHECK_FALSE(question->handled);
   CHECK(question->get("error") == "noconn");
+}
+
+TEST_CASE("to connect to a server that says nothing does not hold up the end") {
+  const RawListener listener;
+  Connections standing;  // longer than the module is there
+  const std::uint64_t began_ns = [&] {
+    DatabaseFixture fixture(
+        modules::make_mysqldb, "mysqldb.conf",
+        "[store]\nhost=127.0.0.1\nport=" + std::to_string(listener.port()) + "\ntimeout=8000\n");
+    const UnhelpfulServer server(fixture.loop, listener, &standing);
+    CHECK(fixture.loop.run_until([&] { return server.attempts == 1; }));
+    const auto question = fixture.send("SELECT 1");
+    const std::uint64_t stopped_ns = uv_hrtime();
+    fixture.module->stop();
+    CHECK(question->answers == 1);
+    CHECK_FALSE(question->handled);
+    return stopped_ns;
+  }();
+  CHECK(uv_hrtime() - began_ns < 4000000000);
 }
 
 TEST_CASE("what is wrong in mysqldb.conf is named with its line, and no secret with it") {

@@ -6,8 +6,10 @@
 // rare, a connection that was idle is looked at before it is used: servers close those.
 // Timeouts are kept twice. A server of MariaDB stops the query itself (max_statement_time); where
 // no answer comes at all the client gives up a second later and drops the connection.
-// Left out on purpose: TLS settings (the library's defaults hold) and LOAD DATA LOCAL, by which a
-// server can read files of this machine.
+// While it connects, too, the library waits for its socket by our own function: so a server that
+// takes the connection and says nothing does not hold up the end of the program. Only the search
+// for the address of a host cannot be cut short. Left out on purpose: TLS settings (the library's
+// defaults hold) and LOAD DATA LOCAL, by which a server can read files of this machine.
 #include "mysql.hpp"
 
 #include <errmsg.h>
@@ -19,6 +21,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <mutex>
 #include <utility>
 
@@ -77,7 +80,8 @@ class ServerConnection final : public Connection {
   bool is_interrupted();
   void set_options();
   void limit_statements();
-  void keep_socket();
+  void keep_socket(my_socket socket);
+  static int wait_for_socket(my_socket socket, my_bool is_read, int timeout_ms);
   void close();
   void give_up();
   bool server_has_left() const;
@@ -90,6 +94,9 @@ class ServerConnection final : public Connection {
   Outcome out_of_time(std::optional<std::uint32_t> code = {});
 
   static std::uint64_t now_ms() { return uv_hrtime() / 1000000; }
+
+  /// The library does not tell `wait_for_socket` whose socket it is.
+  static thread_local ServerConnection* connecting_;
 
   const ServerSettings settings_;
   MYSQL* server_ = nullptr;
@@ -113,6 +120,7 @@ Outcome ServerConnection::open() {
   server_ = mysql_init(nullptr);
   if (server_ == nullptr) return Outcome::fail(Status::no_connection, "out of memory");
   set_options();
+  connecting_ = this;
   MYSQL* connected =
       mysql_real_connect(server_, null_if_empty(settings_.host), settings_.user.c_str(),
                          settings_.password.c_str(), null_if_empty(settings_.database),
@@ -123,7 +131,8 @@ Outcome ServerConnection::open() {
     close();
     return outcome;
   }
-  keep_socket();
+  mysql_options(server_, MARIADB_OPT_IO_WAIT, nullptr);
+  keep_socket(mysql_get_socket(server_));
   limit_statements();
   return {};
 }
@@ -137,6 +146,7 @@ void ServerConnection::set_options() {
   mysql_options(server_, MYSQL_OPT_WRITE_TIMEOUT, &wait_s);
   mysql_options(server_, MYSQL_OPT_LOCAL_INFILE, &no);
   mysql_options(server_, MYSQL_SET_CHARSET_NAME, settings_.encoding.c_str());
+  mysql_options(server_, MARIADB_OPT_IO_WAIT, reinterpret_cast<const void*>(&wait_for_socket));
   if (settings_.compress) mysql_options(server_, MYSQL_OPT_COMPRESS, nullptr);
 }
 
@@ -147,10 +157,25 @@ void ServerConnection::limit_statements() {
   mysql_real_query(server_, limit.data(), limit.size());
 }
 
-void ServerConnection::keep_socket() {
+void ServerConnection::keep_socket(my_socket socket) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  socket_ = ::dup(static_cast<int>(mysql_get_socket(server_)));
+  if (socket_ >= 0) ::close(socket_);
+  socket_ = ::dup(static_cast<int>(socket));
   if (is_interrupted_) ::shutdown(socket_, SHUT_RDWR);
+}
+
+thread_local ServerConnection* ServerConnection::connecting_ = nullptr;
+
+/// Each of the host's addresses that the library tries has a socket of its own.
+int ServerConnection::wait_for_socket(my_socket socket, my_bool is_read, int timeout_ms) {
+  connecting_->keep_socket(socket);
+  pollfd entry{static_cast<int>(socket), static_cast<short>(is_read != 0 ? POLLIN : POLLOUT), 0};
+  int ready = 0;
+  do {
+    ready = ::poll(&entry, 1, timeout_ms > 0 ? timeout_ms : -1);
+  } while (ready < 0 && errno == EINTR);
+  if (ready == 0) errno = ETIMEDOUT;
+  return ready;
 }
 
 bool ServerConnection::is_interrupted() {
