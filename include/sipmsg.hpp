@@ -13592,6 +13592,7 @@ struct RelayRequest {
   std::uint64_t own = 0;     ///< what RelayUser knows a message of our own by; 0 for a received one
   const MessageView* message = nullptr;
   std::string_view username;  ///< the sender's, for whoever is told that nobody took the message
+  std::string_view user;  ///< whose bindings the targets are; empty for others: then nobody is told
   Flow source;
   std::uint64_t received_ms = 0;
   std::uint64_t loop_hash = 0;      ///< from RelaySet::loop_hash
@@ -13640,7 +13641,7 @@ class RelaySet {
   /// than the request's breadth.
   [[nodiscard]] int start(const RelayRequest& request, const RelayTarget* targets,
                           std::size_t count);
-  /// Whether on_undelivered is asked; each message is kept for it until it is answered.
+  /// Whether on_undelivered is asked; each message to a user is kept for it until it is answered.
   void keep_requests(bool keep) { keeps_requests_ = keep; }
 
   /// What the branches of this request will carry, so that it is known again.
@@ -13662,9 +13663,10 @@ class RelaySet {
  private:
   /// The response context of RFC 3261 16: what the branches of one request have answered so far.
   struct Relay {
-    RelayRequest request;  ///< without its message and user name, which are in `kept`
-    Block kept;            ///< message and user name, for on_undelivered; or empty
+    RelayRequest request;  ///< without its message and names, which are in `kept`
+    Block kept;            ///< message and both names, for on_undelivered; or empty
     std::uint32_t kept_username_size = 0;
+    std::uint32_t kept_user_size = 0;
     Timer timer;
     std::uint32_t open_branches = 0;
     bool answered = false;
@@ -13780,6 +13782,7 @@ inline int RelaySet::start(const RelayRequest& request, const RelayTarget* targe
   relay.request = request;
   relay.request.message = nullptr;
   relay.request.username = {};
+  relay.request.user = {};
   Error error;
   for (std::size_t i = 0; i < count; ++i) {
     const Error failed = send_branch(request, handle, targets[i], breadth);
@@ -13794,7 +13797,7 @@ inline int RelaySet::start(const RelayRequest& request, const RelayTarget* targe
     if (error.code == ErrorCode::limit_reached) return 503;
     return error.code == ErrorCode::too_large ? 513 : 480;
   }
-  if (keeps_requests_ && request.own == 0) keep_request(relay, request);
+  if (keeps_requests_ && !request.user.empty()) keep_request(relay, request);
   ++counters_.relayed;
   relay.timer.owner = handle.index;
   timers_.queue(detail::patience_ms(request.received_ms, now_ms_, t1_ms_))
@@ -13805,12 +13808,14 @@ inline int RelaySet::start(const RelayRequest& request, const RelayTarget* targe
 
 inline void RelaySet::keep_request(Relay& relay, const RelayRequest& request) {
   const std::string_view message = request.message->bytes();
-  const std::size_t size = message.size() + request.username.size();
+  const std::size_t size = message.size() + request.username.size() + request.user.size();
   if (blocks_.in_use_size() + size > max_kept) return;
   relay.kept = blocks_.allocate(size);
   relay.kept_username_size = static_cast<std::uint32_t>(request.username.size());
+  relay.kept_user_size = static_cast<std::uint32_t>(request.user.size());
   Slices slices(message);
   slices.add(request.username);
+  slices.add(request.user);
   slices.copy_to(relay.kept.data());
 }
 
@@ -14047,12 +14052,14 @@ inline void RelaySet::pass_on_best(const Relay& relay) {
 
 inline bool RelaySet::tell_undelivered(const Relay& relay, int code) {
   const std::string_view kept(relay.kept.data(), relay.kept.size());
-  const std::size_t size = kept.size() - relay.kept_username_size;
+  const std::size_t names_size = relay.kept_username_size + relay.kept_user_size;
+  const std::size_t size = kept.size() - names_size;
   MessageView message;
   if (message.parse(kept.substr(0, size))) return false;
   RelayRequest request = relay.request;
   request.message = &message;
-  request.username = kept.substr(size);
+  request.username = kept.substr(size, relay.kept_username_size);
+  request.user = kept.substr(size + relay.kept_username_size);
   return user_.on_undelivered(request, code);
 }
 
@@ -14112,8 +14119,10 @@ inline TransactionOptions transaction_options(const Settings& settings) {
 }  // namespace detail
 
 /// Called for a message that no binding of a known user took: `code` is what its sender would be
-/// answered, that of [message] offline_code where the user has none. Verdict::next() has it
-/// answered so; every other verdict means what it means elsewhere.
+/// answered, that of [message] offline_code where the user has none. `request.called` is that user,
+/// whatever name handlers sent the message to him from. Verdict::next() has it answered so; every
+/// other verdict means what it means elsewhere. Not called for what they sent to somebody else, or
+/// to several users.
 using UndeliveredHandler = std::function<Verdict(const RouteRequest& request, int code)>;
 
 /// What happened to a binding. Lifetime: during the call only.
@@ -14264,6 +14273,7 @@ class Proxy : public TransactionUser, private RelayUser {
     ShortText username;  ///< a copy: a handler may call reload, and end the user's life
     HandlerChain::Position position;
     RouteChanges changes;
+    ShortText user;            ///< to whose bindings it went, empty for others; before it was tried
     int undelivered_code = 0;  ///< what nobody who took it answered; 0 before it was tried
   };
 
@@ -14351,7 +14361,7 @@ class Proxy : public TransactionUser, private RelayUser {
   void refuse_undelivered(Asked& asked, int code);
   bool alter(Asked& asked, Message& altered);
   void add_bindings(std::string_view name);
-  void add_uri(std::string_view text);
+  ShortText add_uri(std::string_view text);
   void add_target(const RelayTarget& target);
 
   // RelayUser
@@ -14645,7 +14655,8 @@ inline void Proxy::set_keys_of_sender(const RouteRequest& request) const {
 /// What they say; nothing where they say so later.
 inline std::optional<Verdict> Proxy::ask(Asked& asked, AskHandlers ask_handlers) {
   const ShortText caller = ShortText::unescaped(asked.caller);
-  const ShortText called = ShortText::unescaped(asked.called);
+  const bool was_sent = !asked.user.view().empty();
+  const ShortText called = was_sent ? asked.user : ShortText::unescaped(asked.called);
   const RouteKey key = waiting_.create();
   const std::shared_ptr<const Settings> settings = settings_;  // a handler may call reload
   const RouteRequest request{*asked.request.message,
@@ -14797,14 +14808,19 @@ inline void Proxy::forward(Asked& asked, const std::vector<std::string>& uris) {
   Message altered;
   if (!alter(asked, altered)) return refuse(asked, 500);
   target_count_ = 0;
+  asked.user = {};
   if (uris.empty()) {
-    const ShortText called = ShortText::unescaped(asked.called);
-    add_bindings(called.view());
-    if (target_count_ == 0 && !is_known(called.view())) return refuse(asked, 404);
+    asked.user = ShortText::unescaped(asked.called);
+    add_bindings(asked.user.view());
+    if (target_count_ == 0 && !is_known(asked.user.view())) return refuse(asked, 404);
   }
-  for (const std::string& uri : uris) add_uri(uri);
+  for (std::size_t i = 0; i < uris.size(); ++i) {
+    const ShortText user = add_uri(uris[i]);
+    asked.user = i == 0 || user.view() == asked.user.view() ? user : ShortText();
+  }
   if (target_count_ == 0) return refuse_undelivered(asked, settings_->message.offline_code);
   asked.request.username = asked.username.view();
+  asked.request.user = asked.user.view();
   const int code = relays_.start(asked.request, targets_.data(), target_count_);
   if (code == 480) return refuse_undelivered(asked, code);
   if (code != 0) refuse(asked, code);  // a limit of ours, which is no reason to keep the message
@@ -14815,7 +14831,7 @@ inline void Proxy::refuse_undelivered(Asked& asked, int code) {
   const bool was_asked = asked.undelivered_code != 0;
   asked.undelivered_code = code;
   const std::shared_ptr<UndeliveredHandler> handler = undelivered_;  // it may replace itself
-  if (was_asked || !handler) return decide_next(asked);
+  if (was_asked || !handler || !is_known(asked.user.view())) return decide_next(asked);
   const auto verdict =
       ask(asked, [&](const RouteRequest& request) { return (*handler)(request, code); });
   if (verdict) decide(asked, *verdict);
@@ -14827,6 +14843,7 @@ inline bool Proxy::on_undelivered(const RelayRequest& request, int code) {
   Asked asked;
   asked.request = request;
   asked.username = ShortText(request.username);
+  asked.user = ShortText(request.user);
   asked.undelivered_code = code;
   read_names(asked);
   const auto verdict =
@@ -14865,17 +14882,21 @@ inline void Proxy::add_bindings(std::string_view name) {
   });
 }
 
-inline void Proxy::add_uri(std::string_view text) {
+/// Returns the user whose bindings these are, none for a URI of somebody else.
+inline ShortText Proxy::add_uri(std::string_view text) {
   const auto uri = parse_uri(text);
-  if (!uri) return add_bindings(text);  // a bare user name
-  if (uri->scheme != UriScheme::sip) return;
-  const ShortText user = ShortText::unescaped(uri->user);
-  if (domains_.contains(uri->host) && is_known(user.view())) return add_bindings(user.view());
+  if (uri && uri->scheme != UriScheme::sip) return {};
+  const ShortText user = uri ? ShortText::unescaped(uri->user) : ShortText(text);  // a bare name
+  if (!uri || (domains_.contains(uri->host) && is_known(user.view()))) {
+    add_bindings(user.view());
+    return user;
+  }
   // A phone may share our address, and its contact then has our domain and a name of its own.
   static_cast<void>(locate(*uri, nullptr, random_, [&](Error, const std::vector<Flow>& hops) {
     // Headers may not stand in a Request-URI (RFC 3261 19.1.1).
     if (!hops.empty()) add_target({text.substr(0, text.find('?')), {}, hops.front()});
   }));
+  return {};
 }
 
 /// Each only once (RFC 3261 16.5). There is one place more than may be used, by which RelaySet sees

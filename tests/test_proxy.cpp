@@ -1791,6 +1791,44 @@ TEST_CASE("what nobody took may be sent elsewhere, and is not offered twice") {
   CHECK(start_line(network.take_one().text) == "MESSAGE sip:carol@192.0.2.30 SIP/2.0");
 }
 
+TEST_CASE("what handlers send on is offered for the one user it went to, and for nobody else") {
+  struct Row {
+    std::vector<std::string> uris;
+    const char* said;  ///< where carol has no phone; "" for nothing
+    const char* said_of_silence;
+  };
+  const Row rows[] = {
+      {{"carol"}, "405 alice>carol hello", "480 alice>carol hello"},
+      {{"sip:carol@example.org"}, "405 alice>carol hello", "480 alice>carol hello"},
+      {{"carol", "sip:c%61rol@example.org"}, "405 alice>carol hello", "480 alice>carol hello"},
+      {{"carol", "bob"}, "", ""},
+      {{"carol", "sip:gate@192.0.2.99"}, "", ""},
+      {{"sip:gate@192.0.2.99"}, "", ""},
+      {{"sip:carol@192.0.2.99", "carol"}, "", ""},
+      {{"nobody"}, "", ""},
+  };
+  for (const Row& row : rows) {
+    for (const bool is_bound : {false, true}) {
+      CAPTURE(row.uris[0]);
+      CAPTURE(is_bound);
+      NetworkWithKeeper network(Verdict::accept(202));
+      network.proxy.handlers().add(
+          10, [&row](const RouteRequest&) { return Verdict::forward(row.uris); });
+      if (is_bound) network.bind("carol", "sip:carol@192.0.2.30", udp("192.0.2.30:5060"));
+      Request request;
+      request.uri = "sip:77@example.org";
+      network.receive(request.text(), alice);
+      network.wait(30000);
+      const std::string said = is_bound ? row.said_of_silence : row.said;
+      REQUIRE(network.said.size() == (said.empty() ? 0 : 1));
+      if (!said.empty()) CHECK(network.said[0] == said);
+      const int status = network.take().back().status();
+      CHECK((status == 202) == !said.empty());
+      CHECK(status >= 200);
+    }
+  }
+}
+
 TEST_CASE("what is kept is the message as handlers have changed it") {
   for (const bool is_bound : {false, true}) {
     CAPTURE(is_bound);

@@ -55,8 +55,10 @@ inline TransactionOptions transaction_options(const Settings& settings) {
 }  // namespace detail
 
 /// Called for a message that no binding of a known user took: `code` is what its sender would be
-/// answered, that of [message] offline_code where the user has none. Verdict::next() has it
-/// answered so; every other verdict means what it means elsewhere.
+/// answered, that of [message] offline_code where the user has none. `request.called` is that user,
+/// whatever name handlers sent the message to him from. Verdict::next() has it answered so; every
+/// other verdict means what it means elsewhere. Not called for what they sent to somebody else, or
+/// to several users.
 using UndeliveredHandler = std::function<Verdict(const RouteRequest& request, int code)>;
 
 /// What happened to a binding. Lifetime: during the call only.
@@ -207,6 +209,7 @@ class Proxy : public TransactionUser, private RelayUser {
     ShortText username;  ///< a copy: a handler may call reload, and end the user's life
     HandlerChain::Position position;
     RouteChanges changes;
+    ShortText user;            ///< to whose bindings it went, empty for others; before it was tried
     int undelivered_code = 0;  ///< what nobody who took it answered; 0 before it was tried
   };
 
@@ -294,7 +297,7 @@ class Proxy : public TransactionUser, private RelayUser {
   void refuse_undelivered(Asked& asked, int code);
   bool alter(Asked& asked, Message& altered);
   void add_bindings(std::string_view name);
-  void add_uri(std::string_view text);
+  ShortText add_uri(std::string_view text);
   void add_target(const RelayTarget& target);
 
   // RelayUser
@@ -588,7 +591,8 @@ inline void Proxy::set_keys_of_sender(const RouteRequest& request) const {
 /// What they say; nothing where they say so later.
 inline std::optional<Verdict> Proxy::ask(Asked& asked, AskHandlers ask_handlers) {
   const ShortText caller = ShortText::unescaped(asked.caller);
-  const ShortText called = ShortText::unescaped(asked.called);
+  const bool was_sent = !asked.user.view().empty();
+  const ShortText called = was_sent ? asked.user : ShortText::unescaped(asked.called);
   const RouteKey key = waiting_.create();
   const std::shared_ptr<const Settings> settings = settings_;  // a handler may call reload
   const RouteRequest request{*asked.request.message,
@@ -740,14 +744,19 @@ inline void Proxy::forward(Asked& asked, const std::vector<std::string>& uris) {
   Message altered;
   if (!alter(asked, altered)) return refuse(asked, 500);
   target_count_ = 0;
+  asked.user = {};
   if (uris.empty()) {
-    const ShortText called = ShortText::unescaped(asked.called);
-    add_bindings(called.view());
-    if (target_count_ == 0 && !is_known(called.view())) return refuse(asked, 404);
+    asked.user = ShortText::unescaped(asked.called);
+    add_bindings(asked.user.view());
+    if (target_count_ == 0 && !is_known(asked.user.view())) return refuse(asked, 404);
   }
-  for (const std::string& uri : uris) add_uri(uri);
+  for (std::size_t i = 0; i < uris.size(); ++i) {
+    const ShortText user = add_uri(uris[i]);
+    asked.user = i == 0 || user.view() == asked.user.view() ? user : ShortText();
+  }
   if (target_count_ == 0) return refuse_undelivered(asked, settings_->message.offline_code);
   asked.request.username = asked.username.view();
+  asked.request.user = asked.user.view();
   const int code = relays_.start(asked.request, targets_.data(), target_count_);
   if (code == 480) return refuse_undelivered(asked, code);
   if (code != 0) refuse(asked, code);  // a limit of ours, which is no reason to keep the message
@@ -758,7 +767,7 @@ inline void Proxy::refuse_undelivered(Asked& asked, int code) {
   const bool was_asked = asked.undelivered_code != 0;
   asked.undelivered_code = code;
   const std::shared_ptr<UndeliveredHandler> handler = undelivered_;  // it may replace itself
-  if (was_asked || !handler) return decide_next(asked);
+  if (was_asked || !handler || !is_known(asked.user.view())) return decide_next(asked);
   const auto verdict =
       ask(asked, [&](const RouteRequest& request) { return (*handler)(request, code); });
   if (verdict) decide(asked, *verdict);
@@ -770,6 +779,7 @@ inline bool Proxy::on_undelivered(const RelayRequest& request, int code) {
   Asked asked;
   asked.request = request;
   asked.username = ShortText(request.username);
+  asked.user = ShortText(request.user);
   asked.undelivered_code = code;
   read_names(asked);
   const auto verdict =
@@ -808,17 +818,21 @@ inline void Proxy::add_bindings(std::string_view name) {
   });
 }
 
-inline void Proxy::add_uri(std::string_view text) {
+/// Returns the user whose bindings these are, none for a URI of somebody else.
+inline ShortText Proxy::add_uri(std::string_view text) {
   const auto uri = parse_uri(text);
-  if (!uri) return add_bindings(text);  // a bare user name
-  if (uri->scheme != UriScheme::sip) return;
-  const ShortText user = ShortText::unescaped(uri->user);
-  if (domains_.contains(uri->host) && is_known(user.view())) return add_bindings(user.view());
+  if (uri && uri->scheme != UriScheme::sip) return {};
+  const ShortText user = uri ? ShortText::unescaped(uri->user) : ShortText(text);  // a bare name
+  if (!uri || (domains_.contains(uri->host) && is_known(user.view()))) {
+    add_bindings(user.view());
+    return user;
+  }
   // A phone may share our address, and its contact then has our domain and a name of its own.
   static_cast<void>(locate(*uri, nullptr, random_, [&](Error, const std::vector<Flow>& hops) {
     // Headers may not stand in a Request-URI (RFC 3261 19.1.1).
     if (!hops.empty()) add_target({text.substr(0, text.find('?')), {}, hops.front()});
   }));
+  return {};
 }
 
 /// Each only once (RFC 3261 16.5). There is one place more than may be used, by which RelaySet sees

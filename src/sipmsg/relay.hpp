@@ -181,6 +181,7 @@ struct RelayRequest {
   std::uint64_t own = 0;     ///< what RelayUser knows a message of our own by; 0 for a received one
   const MessageView* message = nullptr;
   std::string_view username;  ///< the sender's, for whoever is told that nobody took the message
+  std::string_view user;  ///< whose bindings the targets are; empty for others: then nobody is told
   Flow source;
   std::uint64_t received_ms = 0;
   std::uint64_t loop_hash = 0;      ///< from RelaySet::loop_hash
@@ -229,7 +230,7 @@ class RelaySet {
   /// than the request's breadth.
   [[nodiscard]] int start(const RelayRequest& request, const RelayTarget* targets,
                           std::size_t count);
-  /// Whether on_undelivered is asked; each message is kept for it until it is answered.
+  /// Whether on_undelivered is asked; each message to a user is kept for it until it is answered.
   void keep_requests(bool keep) { keeps_requests_ = keep; }
 
   /// What the branches of this request will carry, so that it is known again.
@@ -251,9 +252,10 @@ class RelaySet {
  private:
   /// The response context of RFC 3261 16: what the branches of one request have answered so far.
   struct Relay {
-    RelayRequest request;  ///< without its message and user name, which are in `kept`
-    Block kept;            ///< message and user name, for on_undelivered; or empty
+    RelayRequest request;  ///< without its message and names, which are in `kept`
+    Block kept;            ///< message and both names, for on_undelivered; or empty
     std::uint32_t kept_username_size = 0;
+    std::uint32_t kept_user_size = 0;
     Timer timer;
     std::uint32_t open_branches = 0;
     bool answered = false;
@@ -369,6 +371,7 @@ inline int RelaySet::start(const RelayRequest& request, const RelayTarget* targe
   relay.request = request;
   relay.request.message = nullptr;
   relay.request.username = {};
+  relay.request.user = {};
   Error error;
   for (std::size_t i = 0; i < count; ++i) {
     const Error failed = send_branch(request, handle, targets[i], breadth);
@@ -383,7 +386,7 @@ inline int RelaySet::start(const RelayRequest& request, const RelayTarget* targe
     if (error.code == ErrorCode::limit_reached) return 503;
     return error.code == ErrorCode::too_large ? 513 : 480;
   }
-  if (keeps_requests_ && request.own == 0) keep_request(relay, request);
+  if (keeps_requests_ && !request.user.empty()) keep_request(relay, request);
   ++counters_.relayed;
   relay.timer.owner = handle.index;
   timers_.queue(detail::patience_ms(request.received_ms, now_ms_, t1_ms_))
@@ -394,12 +397,14 @@ inline int RelaySet::start(const RelayRequest& request, const RelayTarget* targe
 
 inline void RelaySet::keep_request(Relay& relay, const RelayRequest& request) {
   const std::string_view message = request.message->bytes();
-  const std::size_t size = message.size() + request.username.size();
+  const std::size_t size = message.size() + request.username.size() + request.user.size();
   if (blocks_.in_use_size() + size > max_kept) return;
   relay.kept = blocks_.allocate(size);
   relay.kept_username_size = static_cast<std::uint32_t>(request.username.size());
+  relay.kept_user_size = static_cast<std::uint32_t>(request.user.size());
   Slices slices(message);
   slices.add(request.username);
+  slices.add(request.user);
   slices.copy_to(relay.kept.data());
 }
 
@@ -636,12 +641,14 @@ inline void RelaySet::pass_on_best(const Relay& relay) {
 
 inline bool RelaySet::tell_undelivered(const Relay& relay, int code) {
   const std::string_view kept(relay.kept.data(), relay.kept.size());
-  const std::size_t size = kept.size() - relay.kept_username_size;
+  const std::size_t names_size = relay.kept_username_size + relay.kept_user_size;
+  const std::size_t size = kept.size() - names_size;
   MessageView message;
   if (message.parse(kept.substr(0, size))) return false;
   RelayRequest request = relay.request;
   request.message = &message;
-  request.username = kept.substr(size);
+  request.username = kept.substr(size, relay.kept_username_size);
+  request.user = kept.substr(size + relay.kept_username_size);
   return user_.on_undelivered(request, code);
 }
 

@@ -26,16 +26,17 @@ SEED = 20260101
 class Setting:
     """A configuration with a spool, on a free port."""
 
-    def __init__(self, offline="spool=${configpath}/spool", offline_code=480):
+    def __init__(self, offline="spool=${configpath}/spool", offline_code=480, general="", rules=""):
         self.temporary = tempfile.TemporaryDirectory()
         self.directory = self.temporary.name
         self.port = free_port()
         path = pathlib.Path(self.directory)
         (path / "ysipchan.conf").write_text(
-            f"[general]\naddr=127.0.0.1\nport={self.port}\n[registrar]\nauth_required=no\n"
+            f"[general]\naddr=127.0.0.1\nport={self.port}\n{general}\n[registrar]\nauth_required=no\n"
             f"expires_min=1\n[message]\nenable=yes\nauth_required=no\n"
             f"offline_code={offline_code}\n"
             f"[offline]\nenable=yes\n{offline}\n")
+        (path / "regexroute.conf").write_text(rules)
         (path / "regfile.conf").write_text("[101]\n[102]\n[103]\n[104]\nalternatives=all\n[105]\nalternatives=all\n")
 
     def __enter__(self):
@@ -171,6 +172,21 @@ class Keeping(unittest.TestCase):
                     message = phone.take_message()
                     self.assertEqual(body_of(message), "x")
                     self.assertEqual(header(message, "To"), f"<sip:{user}@127.0.0.1>")
+
+    def test_what_a_rule_sends_elsewhere_is_kept_for_the_user_it_names_or_not_at_all(self):
+        with Socket(0) as gateway:
+            rules = f"[default]\n^77$=sip/sip:102@127.0.0.1\n^9=sip/sip:gw@127.0.0.1:{gateway.port}\n"
+            with Setting(general="t1=100", rules=rules) as setting, \
+                    Socket(setting.port) as sender, Socket(setting.port) as phone, \
+                    Served("-c", setting.directory):
+                self.assertEqual(sender.ask("MESSAGE", "77", "x"), 202)
+                self.assertEqual(phone.register("102"), 200)
+                message = phone.take_message()
+                self.assertEqual(body_of(message), "x")
+                self.assertEqual(header(message, "To"), "<sip:102@127.0.0.1>")
+                self.assertEqual(sender.ask("MESSAGE", "901", "y"), 480)
+                self.assertTrue(gateway.receive())
+                wait_until(lambda: setting.files() == [])
 
     def test_limits_refuse_and_the_log_names_the_key(self):
         limits = "spool=${configpath}/spool\nmax_messages=2\nmax_per_sender=3"
