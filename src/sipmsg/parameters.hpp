@@ -117,11 +117,12 @@ class RouteChanges {
 
 /// What is known of a message besides itself.
 struct RouteContext {
-  std::string_view listener;  ///< the name of the one it came in through
-  std::string_view role;      ///< of that listener
-  std::string_view realm;     ///< of the digest
-  std::string_view to_tag;    ///< that our own answer will carry
-  std::uint32_t hops = 0;     ///< Max-Forwards of the message when it goes on
+  std::string_view listener;      ///< the name of the one it came in through
+  std::string_view role;          ///< of that listener
+  std::string_view realm;         ///< of the digest
+  std::string_view to_tag;        ///< that our own answer will carry
+  std::uint32_t hops = 0;         ///< Max-Forwards of the message when it goes on
+  std::uint64_t received_ms = 0;  ///< when it came, on the server's clock
   BodyEncoding body_encoding = BodyEncoding::base64;
   bool initial_headers = false;  ///< the headers of transport are there too, as sipheader_NAME
 };

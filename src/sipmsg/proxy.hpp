@@ -573,6 +573,7 @@ inline RouteContext Proxy::context_of(const Asked& asked, const Settings& settin
   context.realm = settings.digest.realm;
   context.to_tag = layer_.to_tag(asked.request.server);
   context.hops = asked.request.max_forwards;
+  context.received_ms = asked.request.received_ms;
   context.body_encoding = settings.body_encoding;
   context.initial_headers = settings.initial_headers;
   return context;

@@ -188,6 +188,20 @@ class Keeping(unittest.TestCase):
                 self.assertTrue(gateway.receive())
                 wait_until(lambda: setting.files() == [])
 
+    def test_a_phone_that_comes_while_another_is_silent_gets_what_is_kept_at_once(self):
+        with Setting(general="t1=100") as setting, Socket(setting.port) as sender, \
+                Socket(setting.port) as silent, Socket(setting.port) as phone, \
+                Served("-c", setting.directory):
+            self.assertEqual(silent.register("102"), 200)
+            request = sender.request("MESSAGE", "102", "x")
+            sender.send(request)
+            for _ in range(2):  # so some milliseconds have passed
+                self.assertTrue(silent.receive().startswith("MESSAGE "))
+            self.assertEqual(phone.register("102"), 200)
+            self.assertEqual(code(sender.receive()), 202)
+            self.assertEqual(body_of(phone.take_message()), "x")
+            wait_until(lambda: setting.files() == [])
+
     def test_limits_refuse_and_the_log_names_the_key(self):
         limits = "spool=${configpath}/spool\nmax_messages=2\nmax_per_sender=3"
         with Setting(limits) as setting, Socket(setting.port) as sender, \

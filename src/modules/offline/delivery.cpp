@@ -17,7 +17,9 @@ constexpr std::size_t max_early = 1000;
 constexpr std::size_t max_deliveries = 100;
 /// Users who may wait for that; beyond it they wait for their next REGISTER.
 constexpr std::size_t max_waiting = 100000;
-/// A message that no datagram can carry is refused by this server itself, for whatever contact.
+/// Phones that are remembered after they registered.
+constexpr std::size_t max_newcomers = 10000;
+/// What no datagram to that phone can carry this server refuses itself; to try again is in vain.
 constexpr int too_large_code = 513;
 /// The clock on the wall may be set; so often at least it is looked at.
 constexpr std::int64_t longest_sleep_s = 3600;
@@ -49,6 +51,7 @@ OfflineDelivery::OfflineDelivery(std::unique_ptr<sipmsg::Loop> loop, sipmsg::Ser
       server_(server),
       settings_(settings.offline),
       offline_code_(settings.message.offline_code),
+      newcomer_ms_(64 * std::uint64_t{settings.timers.t1_ms}),
       users_(sipmsg::random_secret().value()),
       log_(std::move(log)),
       phone_key_(sipmsg::random_secret().value()),
@@ -79,9 +82,8 @@ void OfflineDelivery::opened(bool is_usable) {
   } else {
     log(Severity::error, "messages for users who are offline are refused");
   }
-  for (Early& early : std::exchange(early_, {})) {
-    const Verdict verdict =
-        is_usable ? keep(std::move(early.messages), early.key) : Verdict::next();
+  for (const Arrived& early : std::exchange(early_, {})) {
+    const Verdict verdict = is_usable ? keep(early) : Verdict::next();
     if (verdict.kind() == Verdict::Kind::later) continue;
     static_cast<void>(server_.resume(early.key, verdict));
   }
@@ -90,7 +92,7 @@ void OfflineDelivery::opened(bool is_usable) {
 }
 
 std::vector<KeptMessage> OfflineDelivery::close() {
-  for (const Early& early : std::exchange(early_, {})) {
+  for (const Arrived& early : std::exchange(early_, {})) {
     static_cast<void>(server_.resume(early.key, Verdict::next()));
   }
   is_open_ = false;
@@ -128,22 +130,23 @@ std::vector<std::string> OfflineDelivery::users_of(std::string_view called) cons
 Verdict OfflineDelivery::on_undelivered(const sipmsg::RouteRequest& request, int code) {
   if (is_unusable_ || !is_for_later(request.called, code) || !is_worth_keeping(request))
     return Verdict::next();
-  std::vector<KeptMessage> messages;
+  Arrived arrived{{}, request.key, request.context.received_ms};
   for (const std::string& user : users_of(request.called)) {
     auto message = keep_of(request, user, now_s(), settings_.expires_s);
     if (!message) return Verdict::next();
-    messages.push_back(std::move(*message));
+    arrived.messages.push_back(std::move(*message));
   }
-  if (is_open_) return keep(std::move(messages), request.key);
+  if (is_open_) return keep(arrived);
   if (early_.size() >= max_early) return Verdict::reject(503);
-  early_.push_back({std::move(messages), request.key});
+  early_.push_back(std::move(arrived));
   return Verdict::later();
 }
 
-Verdict OfflineDelivery::keep(std::vector<KeptMessage> messages, sipmsg::RouteKey key) {
+Verdict OfflineDelivery::keep(const Arrived& arrived) {
   const auto asked = std::make_shared<Asked>();
-  asked->key = key;
-  for (const KeptMessage& message : messages) {
+  asked->key = arrived.key;
+  asked->received_ms = arrived.received_ms;
+  for (const KeptMessage& message : arrived.messages) {
     const auto kept_here = [this, asked, message](bool is_kept) { kept(message, *asked, is_kept); };
     const Keeping keeping = store_.keep(message, now_s(), kept_here);
     if (keeping == Keeping::kept) {
@@ -185,6 +188,7 @@ void OfflineDelivery::kept(const KeptMessage& message, Asked& asked, bool is_kep
   if (!is_open_) return;
   if (is_kept) notify(message, Fate::stored);
   go_on(message.user);
+  if (is_kept) deliver_to_newcomer(message.user, asked.received_ms);
 }
 
 /// A delivery may have waited for what was just written.
@@ -198,8 +202,36 @@ void OfflineDelivery::go_on(const std::string& user) {
 // ---- delivering
 
 void OfflineDelivery::on_register(std::string_view user_name, std::string_view contact) {
+  if (is_unusable_) return;
   const std::string user(user_name);
-  if (is_unusable_ || (is_open_ && !store_.has(user))) return;
+  remember(user, contact);
+  begin(user, std::string(contact));
+}
+
+void OfflineDelivery::remember(const std::string& user, std::string_view contact) {
+  const std::uint64_t now_ms = loop_->now_ms();
+  newcomers_[user] = {std::string(contact), now_ms};
+  newcomers_by_age_.emplace_back(now_ms, user);
+  while (newcomers_by_age_.front().first + newcomer_ms_ < now_ms ||
+         newcomers_by_age_.size() > max_newcomers) {
+    const auto& [when_ms, name] = newcomers_by_age_.front();
+    const auto found = newcomers_.find(name);
+    if (found != newcomers_.end() && found->second.when_ms == when_ms) newcomers_.erase(found);
+    newcomers_by_age_.pop_front();
+  }
+}
+
+/// The message was sent to the phones there were, in vain; one that came since then has not seen
+/// it.
+void OfflineDelivery::deliver_to_newcomer(const std::string& user, std::uint64_t received_ms) {
+  const auto found = newcomers_.find(user);
+  if (found == newcomers_.end() || found->second.when_ms <= received_ms) return;
+  // A delivery that runs comes to this message, too.
+  if (deliveries_.count(user) == 0) begin(user, found->second.contact);
+}
+
+void OfflineDelivery::begin(const std::string& user, const std::string& contact) {
+  if (is_open_ && !store_.has(user)) return;
   if (const auto found = deliveries_.find(user); found != deliveries_.end()) {
     found->second.next_contact = contact;
     return;
@@ -217,7 +249,7 @@ void OfflineDelivery::start_waiting() {
   if (std::exchange(is_starting_, true)) return;  // one that ends at once brings us here again
   while (is_open_ && deliveries_.size() < max_deliveries && !registered_.empty()) {
     const auto next = registered_.extract(registered_.begin());
-    on_register(next.key(), next.mapped());
+    begin(next.key(), next.mapped());
   }
   is_starting_ = false;
 }
@@ -284,8 +316,8 @@ void OfflineDelivery::sent(const std::string& user, const KeptMessage& message,
       is_safe ? self->deliver_next(user) : self->end(user);
     });
   }
-  // Where the phone is gone the code is one of this server, [message] offline_code for one, and says
-  // nothing of the message.
+  // Where the phone is gone the code is one of this server, [message] offline_code for one, and
+  // says nothing of the message.
   const bool is_of_message = outcome.response != nullptr || outcome.code == too_large_code;
   if (outcome.error || !is_of_message || !is_refused_for_good(outcome.code)) {
     return fail(user, id, outcome.error ? outcome.error.text() : std::to_string(outcome.code));
@@ -304,9 +336,12 @@ void OfflineDelivery::refused(const std::string& user, std::uint64_t id, const s
 }
 
 /// The delivery ends, and begins again with the next REGISTER.
-
 void OfflineDelivery::fail(const std::string& user, std::uint64_t id, const std::string& why) {
   store_.give_back(id);
+  const auto newcomer = newcomers_.find(user);
+  const bool is_newcomer =
+      newcomer != newcomers_.end() && newcomer->second.contact == deliveries_.at(user).contact;
+  if (is_newcomer) newcomers_.erase(newcomer);
   if (delivery_log_.admits(loop_->now_ms())) {
     log(Severity::info, "messages for " + name_for_log(user) + " are not delivered yet: " + why);
   }

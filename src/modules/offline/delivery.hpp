@@ -6,13 +6,16 @@
 // A delivery goes on until nothing is left, or until the phone fails to answer with 2xx. A refusal
 // that can never become a 2xx (is_refused_for_good) concerns that message and that phone alone: the
 // next message is tried, and this one again when another phone registers. Everything else (busy, no
-// answer, an overloaded phone) ends the delivery until the next REGISTER.
+// answer, an overloaded phone) ends the delivery until the next REGISTER. Where that came while the
+// message was still on its way to another phone of the user, it counts when the message is kept.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "request.hpp"
@@ -50,13 +53,21 @@ class OfflineDelivery final : public std::enable_shared_from_this<OfflineDeliver
   /// A message, or several for all who answer to one name, before its sender is answered.
   struct Asked {
     sipmsg::RouteKey key;
+    std::uint64_t received_ms = 0;
     std::size_t waiting = 0;
     bool is_kept = false;  ///< for one user at least
     int refused_with = 0;
   };
-  struct Early {
+  /// What nobody took, for one user or for all who answer to one name.
+  struct Arrived {
     std::vector<KeptMessage> messages;
     sipmsg::RouteKey key;
+    std::uint64_t received_ms = 0;
+  };
+  /// The phone of a user that registered last.
+  struct Newcomer {
+    std::string contact;
+    std::uint64_t when_ms = 0;
   };
 
   OfflineDelivery(std::unique_ptr<sipmsg::Loop> loop, sipmsg::Server& server,
@@ -65,12 +76,15 @@ class OfflineDelivery final : public std::enable_shared_from_this<OfflineDeliver
   bool is_for_later(std::string_view called, int code) const;
   std::vector<std::string> users_of(std::string_view called) const;
   void opened(bool is_usable);
-  sipmsg::Verdict keep(std::vector<KeptMessage> messages, sipmsg::RouteKey key);
+  sipmsg::Verdict keep(const Arrived& arrived);
   void kept(const KeptMessage& message, Asked& asked, bool is_kept);
   sipmsg::Verdict verdict_of(const Asked& asked) const;
   void refuse(Asked& asked, Keeping keeping, const KeptMessage& message);
 
   void go_on(const std::string& user);
+  void remember(const std::string& user, std::string_view contact);
+  void deliver_to_newcomer(const std::string& user, std::uint64_t received_ms);
+  void begin(const std::string& user, const std::string& contact);
   void start_waiting();
   void end(const std::string& user);
   void deliver_next(const std::string& user);
@@ -90,6 +104,7 @@ class OfflineDelivery final : public std::enable_shared_from_this<OfflineDeliver
   sipmsg::Server& server_;
   const sipmsg::OfflineSettings settings_;
   const int offline_code_;
+  const std::uint64_t newcomer_ms_;  ///< for so long a message may be on its way before it is kept
   sipmsg::UserDirectory users_;
   sipmsg::LogHandler log_;
   sipmsg::SipHashKey phone_key_;
@@ -97,8 +112,10 @@ class OfflineDelivery final : public std::enable_shared_from_this<OfflineDeliver
   OfflineStore store_;
   std::map<std::string, Delivery> deliveries_;
   std::vector<KeptMessage> earlier_;  ///< of the store before this one, until this one has them
-  std::vector<Early> early_;
+  std::vector<Arrived> early_;
   std::map<std::string, std::string> registered_;  ///< contacts of users who wait for their turn
+  std::map<std::string, Newcomer> newcomers_;      ///< by user
+  std::deque<std::pair<std::uint64_t, std::string>> newcomers_by_age_;  ///< when, and whose
   sipmsg::LogLimit full_log_{10};
   sipmsg::LogLimit delivery_log_{60};
   bool is_starting_ = false;
