@@ -133,8 +133,8 @@ std::vector<std::string> bodies_after_restart(const TemporaryDirectory& director
   CHECK(contents.left_alone == 0);
   std::vector<std::string> bodies;
   for (const SpoolContents::Kept& kept : contents.kept) {
-    std::string why;
-    const auto message = spool.read(kept.message.id, why);
+    Unreadable unreadable;
+    const auto message = spool.read(kept.message.id, unreadable);
     REQUIRE(message);
     bodies.push_back(message->body);
   }
@@ -661,6 +661,43 @@ TEST_CASE("a message that somebody removed by hand is passed over, and one he br
   CHECK(running.says("message " + spool_id_text(second) + ": is no message"));
   CHECK(running.deliver("102") == std::vector<std::string>{"3"});
   CHECK(read_text(file(second)) == "broken");
+}
+
+TEST_CASE("a message that cannot be read at the moment is there again when it can") {
+  TemporaryDirectory directory;
+  Running running(in(directory));
+  REQUIRE(running.open());
+  for (const char* body : {"1", "2"}) REQUIRE(running.keep(message_for("102", body)));
+  const std::uint64_t first = running.store.next("102", 0);
+  const std::string file = spool_file(directory.spool(), first);
+  REQUIRE(::rename(file.c_str(), (directory.spool() + "/aside").c_str()) == 0);
+  REQUIRE(::mkdir(file.c_str(), 0700) == 0);
+  CHECK_FALSE(running.take(first));
+  CHECK(running.says("message " + spool_id_text(first) + ": "));
+  CHECK(running.says("; tried again later"));
+  CHECK(running.store.next("102", 0) == first);
+  CHECK(running.store.is_written(first));
+  REQUIRE(::rmdir(file.c_str()) == 0);
+  REQUIRE(::rename((directory.spool() + "/aside").c_str(), file.c_str()) == 0);
+  CHECK(running.deliver("102") == std::vector<std::string>{"1", "2"});
+}
+
+TEST_CASE("a message that cannot be read expires all the same") {
+  TemporaryDirectory directory;
+  Running running(in(directory));
+  REQUIRE(running.open());
+  REQUIRE(running.keep(message_for("102", "1")));
+  const std::uint64_t id = running.store.next("102", 0);
+  const std::string file = spool_file(directory.spool(), id);
+  REQUIRE(::unlink(file.c_str()) == 0);
+  REQUIRE(::mkdir(file.c_str(), 0700) == 0);
+  int shown = 0;
+  running.store.expire(noon_s + 3600, [&shown](const KeptMessage&) { ++shown; });
+  CHECK(running.events.run_until([&] { return running.store.size() == 0; }));
+  CHECK(shown == 0);
+  CHECK(running.says("expired, undelivered"));
+  CHECK(running.events.run_until([&] { return running.says("may be delivered again"); }));
+  REQUIRE(::rmdir(file.c_str()) == 0);
 }
 
 TEST_CASE("a message that cannot be written is refused, and the next one is kept again") {

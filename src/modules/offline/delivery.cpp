@@ -284,7 +284,10 @@ void OfflineDelivery::deliver_next(const std::string& user) {
   store_.take(id, [weak, user, id](std::optional<KeptMessage> message) {
     const auto self = weak.lock();
     if (!self || !self->is_open_) return;
-    message ? self->send(user, id, *message) : self->deliver_next(user);
+    if (message) return self->send(user, id, *message);
+    // One that is still there comes first, whenever it can be read.
+    self->store_.is_written(id) ? self->fail(user, id, "the first one cannot be read")
+                                : self->deliver_next(user);
   });
 }
 

@@ -51,18 +51,28 @@ std::string file_name(const std::string& path, std::uint64_t id, const char* end
   return path + "/" + spool_id_text(id) + ending;
 }
 
-bool is_missing(Error error) { return error.place == -ENOENT; }
+Unreadable unreadable_by(Error error) {
+  const bool is_gone = error.code == ErrorCode::file && error.place == -ENOENT;
+  if (is_gone) return {};
+  const bool is_for_now = error.code == ErrorCode::file;  // and not because of its size
+  return {is_for_now ? Unreadable::Kind::for_now : Unreadable::Kind::broken,
+          sipmsg::describe(error)};
+}
 
 std::optional<KeptMessage> read_message(const std::string& file, std::uint64_t id,
-                                        std::uint64_t& octets, std::string& why) {
+                                        std::uint64_t& octets, Unreadable& unreadable) {
   const auto text = sipmsg::read_file(file, max_file_octets);
   if (!text) {
-    if (!is_missing(text.error())) why = sipmsg::describe(text.error());
+    unreadable = unreadable_by(text.error());
     return std::nullopt;
   }
   octets = text->size();
-  auto message = parse_file_text(*text, why);
-  if (message) message->id = id;
+  auto message = parse_file_text(*text, unreadable.why);
+  if (message) {
+    message->id = id;
+  } else {
+    unreadable.kind = Unreadable::Kind::broken;
+  }
   return message;
 }
 
@@ -75,10 +85,13 @@ class SpoolReader {
     const Name name = parse_name(file);
     if (name.kind == Kind::lock || name.kind == Kind::half_written) return;
     if (name.kind == Kind::foreign) return leave_alone(file, "is not a file of this spool");
-    std::string why;
+    Unreadable unreadable;
     SpoolContents::Kept kept;
-    auto message = read_message(path_ + "/" + file, name.id, kept.octets, why);
-    if (!message) return why.empty() ? void() : leave_alone(file, why);
+    auto message = read_message(path_ + "/" + file, name.id, kept.octets, unreadable);
+    if (!message) {
+      const bool is_gone = unreadable.kind == Unreadable::Kind::gone;
+      return is_gone ? void() : leave_alone(file, unreadable.why);
+    }
     message->body = std::string();
     message->headers.clear();
     if (name.kind == Kind::delivered) {
@@ -177,9 +190,9 @@ SpoolContents read_spool(const std::string& path, std::string& unusable) {
 }
 
 std::optional<KeptMessage> read_spooled(const std::string& path, std::uint64_t id,
-                                        std::string& why) {
+                                        Unreadable& unreadable) {
   std::uint64_t octets = 0;
-  return read_message(spool_file(path, id), id, octets, why);
+  return read_message(spool_file(path, id), id, octets, unreadable);
 }
 
 // ---- the spool of a server

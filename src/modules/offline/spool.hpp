@@ -64,14 +64,24 @@ struct SpoolContents {
   std::size_t left_alone = 0;
 };
 
+/// Why there is no message.
+struct Unreadable {
+  enum class Kind : std::uint8_t {
+    gone,     ///< it has no file
+    broken,   ///< what the file holds is no message
+    for_now,  ///< the file could not be read: it may be whole
+  };
+  Kind kind = Kind::gone;
+  std::string why;
+};
+
 /// Reads a spool that another process may be working on. `unusable` is why that could not be done,
 /// empty where it could.
 SpoolContents read_spool(const std::string& path, std::string& unusable);
 
-/// The message with that id. Nothing where it cannot be read; `why` says why, and is empty where it
-/// is not there.
+/// The message with that id, or why there is none.
 std::optional<KeptMessage> read_spooled(const std::string& path, std::uint64_t id,
-                                        std::string& why);
+                                        Unreadable& unreadable);
 
 /// Sixteen digits.
 std::string spool_id_text(std::uint64_t id);
@@ -99,8 +109,8 @@ class Spool {
   /// moment this is so. After an error it is not there, as far as the disk obeys. After `stop`:
   /// `closed`.
   sipmsg::Error write(const KeptMessage& message, std::atomic<bool>& is_committed);
-  std::optional<KeptMessage> read(std::uint64_t id, std::string& why) const {
-    return read_spooled(path_, id, why);
+  std::optional<KeptMessage> read(std::uint64_t id, Unreadable& unreadable) const {
+    return read_spooled(path_, id, unreadable);
   }
   /// Delivered or given up; with `remember` it stays as ID.done. One that somebody removed by hand
   /// is no error.

@@ -10,11 +10,10 @@ namespace {
 using sipmsg::Error;
 using sipmsg::Severity;
 
-/// What a thread of the pool found out. A message that cannot be read has a reason, one that is
-/// gone has none.
+/// What a thread of the pool found out.
 struct Read {
   std::optional<KeptMessage> message;
-  std::string why;
+  Unreadable unreadable;  ///< where there is none
 };
 
 struct OpenedSpool {
@@ -164,23 +163,27 @@ void OfflineStore::take(std::uint64_t id, Taken taken) {
     in_memory.message = found->second;
   }
   const auto work = [spool = spool_, id, in_memory = std::move(in_memory)]() mutable {
-    if (spool) in_memory.message = spool->read(id, in_memory.why);
+    if (spool) in_memory.message = spool->read(id, in_memory.unreadable);
     return std::move(in_memory);
   };
   const auto report = [this, id, taken = std::move(taken)](Error error, Read read) {
     if (error) return taken(std::nullopt);
-    if (!read.message) report_unreadable(id, read.why);
+    if (!read.message) report_unreadable(id, read.unreadable);
     taken(std::move(read.message));
   };
   run(user, work, report);
 }
 
-void OfflineStore::report_unreadable(std::uint64_t id, const std::string& why) {
+void OfflineStore::report_unreadable(std::uint64_t id, const Unreadable& unreadable) {
   const std::string what = "message " + spool_id_text(id);
-  if (why.empty()) {
-    log(Severity::info, what + " was removed by hand");
-  } else {
-    log(Severity::warning, what + ": " + why + "; left alone");
+  switch (unreadable.kind) {
+    case Unreadable::Kind::gone: log(Severity::info, what + " was removed by hand"); break;
+    case Unreadable::Kind::broken:
+      log(Severity::warning, what + ": " + unreadable.why + "; left alone");
+      break;
+    case Unreadable::Kind::for_now:  // too many open files, the disk: its sender was told 202
+      log(Severity::error, what + ": " + unreadable.why + "; tried again later");
+      return give_back(id);
   }
   index_.remove(id, true, 0);
 }
@@ -222,8 +225,8 @@ void OfflineStore::expire(std::int64_t now_s, const Use& use) {
     log(Severity::info, "message " + spool_id_text(id) + " for " +
                             name_for_log(index_.find(id)->user) + " expired, undelivered");
     const auto drop = [this, id, now_s, use](std::optional<KeptMessage> message) {
-      if (!message) return;
-      if (use) use(*message);
+      if (is_closed_ || index_.find(id) == nullptr) return;
+      if (message && use) use(*message);
       finish(id, now_s, [](bool) {});
     };
     take(id, drop);

@@ -37,7 +37,8 @@ class OfflineStore {
   using Opened = std::function<void(bool is_usable)>;
   /// Whether the message is kept.
   using Kept = std::function<void(bool is_kept)>;
-  /// Nothing where the message is gone or cannot be read.
+  /// Nothing where the message is gone, or is none any more, or cannot be read at the moment; then
+  /// it is still there, and given back.
   using Taken = std::function<void(std::optional<KeptMessage>)>;
   using Use = std::function<void(const KeptMessage&)>;
   /// Whether the disk has it.
@@ -92,7 +93,7 @@ class OfflineStore {
   void forget_some(std::int64_t now_s);
   template <class Work, class Report>
   void run(const std::string& user, Work work, Report report);
-  void report_unreadable(std::uint64_t id, const std::string& why);
+  void report_unreadable(std::uint64_t id, const Unreadable& unreadable);
   void log(sipmsg::Severity severity, const std::string& text) const;
 
   OfflineOptions options_;
