@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -759,9 +760,79 @@ TEST_CASE("without a spool messages are kept in memory and can be handed on") {
   first.store.close();
   Running second;
   REQUIRE(second.open());
-  for (const KeptMessage& message : first.store.take_all()) CHECK(second.keep(message));
+  for (const KeptMessage& message : first.store.take_all()) second.store.adopt(message, noon_s);
   CHECK(second.deliver("102") == std::vector<std::string>{"1", "2"});
   CHECK(second.store.size() == 0);
+}
+
+TEST_CASE("what another store has accepted is taken over, however small the limits have become") {
+  TemporaryDirectory directory;
+  OfflineOptions small = in(directory);
+  small.max_writing = 2;
+  small.limits.max_per_user = 3;
+  small.limits.max_per_sender = 3;
+  small.limits.max_octets = 1000;
+  std::vector<std::string> bodies;
+  for (int i = 0; i < 20; ++i) bodies.push_back(std::to_string(i));
+  for (const std::string& spool : {std::string(), small.spool}) {
+    CAPTURE(spool);
+    small.spool = spool;
+    {
+      Running running(small);
+      REQUIRE(running.open());
+      for (const std::string& body : bodies) {
+        running.store.adopt(message_for("102", body), noon_s);
+        running.store.adopt(message_for("102", body), noon_s);  // of which there is only one
+      }
+      CHECK(running.store.size() == bodies.size());
+      CHECK(running.store.keep(message_for("102", "new"), noon_s, nullptr) == Keeping::user_full);
+      if (spool.empty()) CHECK(running.deliver("102") == bodies);
+    }
+  }
+}
+
+TEST_CASE("what is taken over goes into the spool, and what that cannot take stays in memory") {
+  TemporaryDirectory directory;
+  FaultyFiles files;
+  {
+    Running running(in(directory), files);
+    REQUIRE(running.open());
+    files.operations = 0;
+    files.failing = 1;
+    running.store.adopt(message_for("102", "1"), noon_s);
+    running.store.adopt(message_for("102", "2"), noon_s);
+    CHECK(running.events.run_until([&] { return directory.count(".msg") == 1; }));
+    CHECK(running.events.run_until([&] { return running.says("stays in memory"); }));
+    const auto message = running.take(running.store.next("102", 0));
+    REQUIRE(message);
+    CHECK(message->body == "1");
+    running.store.close();
+    const std::vector<KeptMessage> left = running.store.take_all();
+    REQUIRE(left.size() == 1);
+    CHECK(left[0].body == "1");
+  }
+  CHECK(bodies_after_restart(directory) == std::vector<std::string>{"2"});
+}
+
+TEST_CASE(
+    "what is being taken over when the store is closed is in the spool or handed on, not both") {
+  for (int turns = 0; turns < 4; ++turns) {
+    TemporaryDirectory directory;
+    std::vector<std::string> all;
+    {
+      Running running(in(directory));
+      REQUIRE(running.open());
+      for (const char* body : {"1", "2", "3"}) {
+        running.store.adopt(message_for("102", body), noon_s);
+      }
+      running.events.turn(turns);
+      running.store.close();
+      for (const KeptMessage& message : running.store.take_all()) all.push_back(message.body);
+    }
+    for (const std::string& body : bodies_after_restart(directory)) all.push_back(body);
+    std::sort(all.begin(), all.end());
+    CHECK(all == std::vector<std::string>{"1", "2", "3"});
+  }
 }
 
 TEST_CASE("no more messages wait for the disk than the limit allows") {

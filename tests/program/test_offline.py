@@ -257,6 +257,21 @@ class Keeping(unittest.TestCase):
             self.assertEqual(phone.register("102"), 200)
             self.assertEqual(body_of(phone.take_message()), "x")
 
+    def test_a_reload_that_sets_a_spool_and_smaller_limits_loses_nothing(self):
+        with Setting("spool=") as setting, Socket(setting.port) as sender, \
+                Socket(setting.port) as phone, Served("-c", setting.directory) as it:
+            for text in ("one", "two", "three"):
+                self.assertEqual(sender.ask("MESSAGE", "102", text), 202)
+            path = pathlib.Path(setting.directory) / "ysipchan.conf"
+            path.write_text(path.read_text().replace(
+                "spool=", "spool=${configpath}/spool\nmax_messages=1\nmax_per_sender=1"))
+            it.process.send_signal(signal.SIGHUP)
+            it.wait_for("reloaded")
+            wait_until(lambda: len(setting.files()) == 3)
+            self.assertEqual(phone.register("102"), 200)
+            for text in ("one", "two", "three"):
+                self.assertEqual(body_of(phone.take_message()), text)
+
     def test_a_reload_takes_over_the_spool(self):
         with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone, \
                 Served("-c", setting.directory) as it:

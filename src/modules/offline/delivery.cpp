@@ -76,8 +76,7 @@ void OfflineDelivery::opened(bool is_usable) {
   is_unusable_ = !is_usable;
   if (is_usable) {
     for (KeptMessage& message : std::exchange(earlier_, {})) {
-      const auto kept_here = [this, user = message.user](bool) { go_on(user); };
-      static_cast<void>(store_.keep(std::move(message), now_s(), kept_here));
+      store_.adopt(std::move(message), now_s());
     }
   } else {
     log(Severity::error, "messages for users who are offline are refused");

@@ -23,12 +23,23 @@ Keeping OfflineIndex::reserve(KeptMessage& message, std::uint64_t octets, std::i
   forget_finished(now_s);
   const Keeping keeping = check(message, octets);
   if (keeping != Keeping::kept) return keeping;
-  // Not counted from 1 after each start: whoever looks at the spool by hand would mean another
-  // message by the same number.
-  last_id_ = std::max(last_id_ + 1, static_cast<std::uint64_t>(now_s) * 1000);
-  message.id = last_id_;
+  message.id = new_id(now_s);
   insert(message, octets, false);
   return keeping;
+}
+
+/// Not counted from 1 after each start: whoever looks at the spool by hand would mean another
+/// message by the same number.
+std::uint64_t OfflineIndex::new_id(std::int64_t now_s) {
+  last_id_ = std::max(last_id_ + 1, static_cast<std::uint64_t>(now_s) * 1000);
+  return last_id_;
+}
+
+bool OfflineIndex::adopt(KeptMessage& message, std::uint64_t octets, std::int64_t now_s) {
+  if (identities_.count(message.identity) != 0) return false;
+  message.id = new_id(now_s);
+  insert(message, octets, true);
+  return true;
 }
 
 void OfflineIndex::restore(const KeptMessage& message, std::uint64_t octets) {

@@ -62,6 +62,9 @@ class OfflineIndex {
   /// A place for a message, which gets its id; `octets` is the size of its file. `kept`, or why
   /// not.
   Keeping reserve(KeptMessage& message, std::uint64_t octets, std::int64_t now_s);
+  /// One that another store has accepted, so that no limit applies; it gets its id here. False
+  /// where it is known.
+  bool adopt(KeptMessage& message, std::uint64_t octets, std::int64_t now_s);
   /// A message found at the start. No limit applies: it was accepted.
   void restore(const KeptMessage& message, std::uint64_t octets);
   /// What was delivered before the start, so that its repetition is recognised.
@@ -100,6 +103,7 @@ class OfflineIndex {
   static constexpr std::size_t max_finished = 100000;
 
   Keeping check(const KeptMessage& message, std::uint64_t octets) const;
+  std::uint64_t new_id(std::int64_t now_s);
   void insert(const KeptMessage& message, std::uint64_t octets, bool is_written);
 
   // Trees, as names come from outside: nobody can choose some that make these slow.

@@ -144,6 +144,25 @@ void OfflineStore::written(std::uint64_t id, bool is_kept, std::int64_t now_s) {
   for (const Kept& kept : told) kept(is_kept);
 }
 
+void OfflineStore::adopt(KeptMessage message, std::int64_t now_s) {
+  if (!index_.adopt(message, to_file_text(message).size(), now_s)) return;
+  const std::uint64_t id = message.id;
+  in_memory_[id] = message;
+  if (!spool_) return;
+  const std::string user = message.user;
+  const auto is_committed = std::make_shared<std::atomic<bool>>(false);
+  const auto work = [spool = spool_, message = std::move(message), is_committed] {
+    return spool->write(message, *is_committed);
+  };
+  const auto report = [this, id, is_committed](Error, Error failure) {
+    if (*is_committed) in_memory_.erase(id);
+    if (!failure) return;
+    log(Severity::error, options_.spool + ": " + sipmsg::describe(failure) + ": message " +
+                             spool_id_text(id) + " stays in memory");
+  };
+  run(user, work, report);
+}
+
 // ---- giving out
 
 bool OfflineStore::is_written(std::uint64_t id) const {
@@ -163,7 +182,7 @@ void OfflineStore::take(std::uint64_t id, Taken taken) {
     in_memory.message = found->second;
   }
   const auto work = [spool = spool_, id, in_memory = std::move(in_memory)]() mutable {
-    if (spool) in_memory.message = spool->read(id, in_memory.unreadable);
+    if (!in_memory.message && spool) in_memory.message = spool->read(id, in_memory.unreadable);
     return std::move(in_memory);
   };
   const auto report = [this, id, taken = std::move(taken)](Error error, Read read) {

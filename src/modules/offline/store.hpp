@@ -58,6 +58,10 @@ class OfflineStore {
   /// else is the answer now, and `kept` is not called.
   Keeping keep(KeptMessage message, std::int64_t now_s, Kept kept);
 
+  /// Takes over a message that another store has accepted, whatever the limits are by now. Where a
+  /// spool cannot take it, it stays in memory.
+  void adopt(KeptMessage message, std::int64_t now_s);
+
   bool has(const std::string& user) const { return index_.has(user); }
   /// See OfflineIndex. A message that is not written yet cannot be taken.
   std::uint64_t next(const std::string& user, std::uint64_t phone) const {
@@ -82,8 +86,8 @@ class OfflineStore {
 
   /// Ends everything: messages that wait to be kept are told whether they are.
   void close();
-  /// Everything that is kept in memory, for a store that takes this one's place; empty where there
-  /// is a spool. To be called after `close`.
+  /// Everything that is kept in memory, for a store that takes this one's place. To be called after
+  /// `close`.
   std::vector<KeptMessage> take_all();
 
  private:
@@ -100,7 +104,7 @@ class OfflineStore {
   sipmsg::LogHandler log_;
   std::shared_ptr<Spool> spool_;  ///< null in memory; jobs in the pool hold it, too
   OfflineIndex index_;
-  std::map<std::uint64_t, KeptMessage> in_memory_;
+  std::map<std::uint64_t, KeptMessage> in_memory_;        ///< what has no file
   std::multimap<std::uint64_t, Kept> waiting_;            ///< for a message that is being written
   std::multimap<std::int64_t, std::uint64_t> to_forget_;  ///< `.done` files, by their end
   std::size_t writing_ = 0;
