@@ -79,7 +79,7 @@ for line in sys.stdin:
 )python";
 
 constexpr char database[] =
-    "[seen]\ndatabase=${configpath}/seen.db\npoolsize=2\n"
+    "[seen]\ndatabase=${configpath}/seen.db\npoolsize=2\ntimeout=25000\n"
     "initialize=CREATE TABLE IF NOT EXISTS seen(sender TEXT)\n";
 
 /// A directory with these files, gone at the end.
