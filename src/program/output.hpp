@@ -1,6 +1,7 @@
 // output: results on standard output, and what happens when nobody reads them any more.
 #pragma once
 
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +14,13 @@
 
 namespace program {
 
+/// Waits until standard output takes more, for whoever shares it with us may have made it one that
+/// does not wait by itself. False where a signal came first.
+inline bool wait_for_reader() {
+  pollfd output{STDOUT_FILENO, POLLOUT, 0};
+  return ::poll(&output, 1, -1) > 0;
+}
+
 /// Writes it out at once, and waits for who reads it; a signal that ends the program ends that, too
 /// (see Lifetime). False where standard output is gone, which was said then. Past stdio: what could
 /// not be written is not to be waited for once more at the exit.
@@ -24,7 +32,7 @@ inline bool print_out(std::string_view text) {
     const ssize_t written = ::write(STDOUT_FILENO, text.data(), piece);
     if (written > 0) {
       text.remove_prefix(static_cast<std::size_t>(written));
-    } else {
+    } else if (errno != EAGAIN || !wait_for_reader()) {
       is_gone = true;
       complain(errno == EINTR ? "standard output: nobody reads it"
                               : "standard output: nobody reads it any more");

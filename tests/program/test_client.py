@@ -454,6 +454,20 @@ class Receive(unittest.TestCase):
             self.assertEqual(client.wait(TIMEOUT_S), 3)
             self.assertIn("standard output: nobody reads it any more", client.stderr.read())
 
+    def test_nothing_is_lost_where_standard_output_does_not_wait_by_itself(self):
+        with open_server() as server:
+            read, write = os.pipe()
+            os.set_blocking(write, False)
+            with subprocess.Popen([PROGRAM, "receive", "--as", f"sip:102@{server}", "--count", "100"],
+                                  stdout=write, stderr=subprocess.PIPE, text=True) as client:
+                self.assertIn("registered", client.stderr.readline())
+                with Client("send", "--repeat", "100", "--rate", "500", f"sip:102@{server}", "x" * 1000):
+                    wait_until(lambda: not select.select([], [write], [], 0)[1])
+                    os.close(write)
+                    with open(read, encoding="utf-8") as lines:
+                        self.assertEqual(len(list(lines)), 100)
+                self.assertEqual(client.wait(TIMEOUT_S), 0)
+
     def test_a_signal_ends_it_though_its_reader_reads_nothing(self):
         for number in (signal.SIGTERM, signal.SIGINT):
             with self.subTest(number), open_server() as server:
