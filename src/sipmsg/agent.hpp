@@ -936,7 +936,7 @@ inline std::unique_ptr<Agent::Notice> Agent::make_notice(const MessageView& requ
   // RFC 5438 8.3: no notification of a notification, or two clients would go on for ever.
   if (!is_asked || content->kind == ContentKind::notification) return nullptr;
   if (cpim.message_id.empty() || cpim.to.empty()) return nullptr;
-  const UriView& sender = request.from()->uri;
+  const UriView sender = request.from()->uri;
   if (!detail::is_same_user(cpim.from.uri, sender)) return nullptr;
   auto notice = std::make_unique<Notice>();
   notice->envelope = request.body().substr(0, detail::offset_in(request.body(), cpim.content));
