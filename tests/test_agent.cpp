@@ -113,7 +113,7 @@ struct Incoming {
 struct Told {
   std::vector<Outcome> outcomes;
 
-  Agent::SentHandler note() {
+  SentHandler note() {
     return [this](const Outcome& outcome) {
       outcomes.push_back(outcome);
       outcomes.back().response = nullptr;

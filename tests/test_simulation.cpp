@@ -244,7 +244,7 @@ class Phone final : public Node {
   }
 
   /// Sends a request, with credentials where they are asked for.
-  void transact(Outgoing request, Agent::SentHandler done, unsigned attempt = 1) {
+  void transact(Outgoing request, SentHandler done, unsigned attempt = 1) {
     Outgoing signed_request = request;
     if (signed_request.call_id.empty()) {
       request.call_id = signed_request.call_id = "letter-" + std::to_string(network_.dice().next());

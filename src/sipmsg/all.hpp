@@ -30,6 +30,7 @@
 #include "alteration.hpp"   // what handlers' changes make of a message and its answer
 #include "transaction.hpp"  // one request and its answers, sent again until they arrive
 #include "login.hpp"        // a client's side of the password question
+#include "outgoing.hpp"     // a request to be sent, and what became of it
 #include "locate.hpp"       // where a URI's host is: SRV records, addresses, in the order to be tried
 #include "agent.hpp"        // the two ends: sends requests, receives them, answers
 #include "registration.hpp" // a client that stays registered

@@ -235,7 +235,7 @@ class Endpoint {
   /// Sends a request. An error now means that nothing was sent and that no callback comes;
   /// otherwise `done` is called exactly once, later: with the final answer, or with `timeout`,
   /// `network` or `closed`. A socket is opened where none is.
-  Error send(Outgoing outgoing, Agent::SentHandler done) {
+  Error send(Outgoing outgoing, SentHandler done) {
     if (const Error error = core_->error()) return error;
     const Error error =
         core_->agent().send(std::move(outgoing), core_->loop().fresh_now_ms(), std::move(done));

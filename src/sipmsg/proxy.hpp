@@ -17,10 +17,10 @@
 #include <vector>
 
 #include "access.hpp"
-#include "agent.hpp"
 #include "alteration.hpp"
 #include "function_ref.hpp"
 #include "locate.hpp"
+#include "outgoing.hpp"
 #include "registrar.hpp"
 #include "relay.hpp"
 #include "routing.hpp"
@@ -173,7 +173,7 @@ class Proxy : public TransactionUser, private RelayUser {
   ///
   /// Errors, after which `done` is not called: those of Agent::send for what is wrong in
   /// `outgoing`; `limit_reached`. `next_hop`, `login` and `method` are not looked at.
-  Error send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::SentHandler done);
+  Error send(const Outgoing& outgoing, std::uint64_t now_ms, SentHandler done);
   /// Tells everybody who waits for the end of a message of our own that it is `closed`, before it
   /// returns. Nothing may be called afterwards.
   void close();
@@ -228,7 +228,7 @@ class Proxy : public TransactionUser, private RelayUser {
 
   /// A message of our own on its way; or refused, which is told at once but not from inside `send`.
   struct OwnMessage {
-    Agent::SentHandler done;
+    SentHandler done;
     int refused_with = 0;
     Timer timer;
   };
@@ -848,7 +848,7 @@ inline void Proxy::add_target(const RelayTarget& target) {
 
 // Messages of our own.
 
-inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, Agent::SentHandler done) {
+inline Error Proxy::send(const Outgoing& outgoing, std::uint64_t now_ms, SentHandler done) {
   set_now(now_ms);
   const auto to = detail::parse_party(outgoing.to);
   if (!to) return to.error();
@@ -942,7 +942,7 @@ inline void Proxy::on_own_end(std::uint64_t own, int code, const MessageView* re
 inline void Proxy::end_own(Handle handle, const Outcome& outcome) {
   OwnMessage* message = own_.get(handle);
   if (message == nullptr) return;
-  const Agent::SentHandler done = std::move(message->done);
+  const SentHandler done = std::move(message->done);
   own_.destroy(handle);
   if (done) done(outcome);
 }

@@ -131,7 +131,7 @@ class ServerCore final : public TransportReceiver,
     rearm();
     return error;
   }
-  Error send(const Outgoing& outgoing, Agent::SentHandler done) {
+  Error send(const Outgoing& outgoing, SentHandler done) {
     if (closed_) return ErrorCode::closed;
     const Error error = proxy_.send(outgoing, loop_->fresh_now_ms(), std::move(done));
     rearm();
@@ -481,7 +481,7 @@ class Server {
   /// Sends a message to the bindings of the user that `outgoing.to` names, or to the one binding
   /// whose contact `outgoing.request_uri` is, as any other message is relayed; handlers are not
   /// asked. See Proxy::send. `done` is called exactly once, from inside `close` at the latest.
-  Error send(const Outgoing& outgoing, Agent::SentHandler done) {
+  Error send(const Outgoing& outgoing, SentHandler done) {
     return core_->send(outgoing, std::move(done));
   }
   /// The user's section of regfile.conf, or null. Lifetime: until `reload`.
