@@ -1,6 +1,7 @@
 """What the tests of the program share: starting it, talking SIP to it, a configuration to give it."""
 import hashlib
 import pathlib
+import random
 import re
 import select
 import signal
@@ -21,9 +22,17 @@ for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
 
 
 def free_port():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """One that is free over UDP and TCP, and that the system gives to nobody who wants any."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, \
+                socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp:
+            try:
+                udp.bind(("127.0.0.1", port))
+                tcp.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def run(*arguments, **more):
