@@ -74,8 +74,9 @@ class TextReader {
     const std::string_view name = sipmsg::trim(content.substr(0, dollar));
     if (name.empty()) return fail("${} names no parameter: ", raw);
     read_inner(parameter.name, name);
-    if (dollar != std::string_view::npos)
+    if (dollar != std::string_view::npos) {
       read_inner(parameter.otherwise, sipmsg::trim(content.substr(dollar + 1)));
+    }
     add(std::move(parameter));
     return close + 1;
   }
