@@ -460,7 +460,7 @@ TEST_CASE("an endpoint registers again when its connection broke or nobody liste
   REQUIRE_FALSE(registration.start());
   REQUIRE(home.loop.run_until([&] { return !home.states.empty(); }));
   home.server.reset();
-  REQUIRE(home.loop.run_until([&] { return home.states.size() == 3; }));  // refused once more
+  REQUIRE(home.loop.run_until([&] { return home.states.size() >= 3; }));  // refused once more
   home.open(0, tcp_port);
   REQUIRE(home.loop.run_until([&] { return home.states.back() == State::registered; }));
   CHECK(home.states[0] == State::registered);

@@ -286,11 +286,12 @@ TEST_CASE("a connection that is needed stays open however long it is idle") {
   server.collector.is_needed = true;
   test::RawSocket peer = server.connect();
   peer.send(test::request("one"));  // before its first message it is not idle but slow
-  CHECK(server.run_until([&] { return server.collector.idle_asked == 3; }));
+  CHECK(server.run_until([&] { return server.collector.idle_asked >= 3; }));
   CHECK(server.tcp->connection_count() == 1);
+  const int asked = server.collector.idle_asked;
   server.collector.is_needed = false;
   CHECK(server.run_until([&] { return server.tcp->connection_count() == 0; }));
-  CHECK(server.collector.idle_asked == 4);
+  CHECK(server.collector.idle_asked == asked + 1);
   CHECK(server.tcp->counters().closed_idle == 1);
 }
 

@@ -135,6 +135,7 @@ TEST_CASE("javascript: a script in an endless loop is killed, its messages go on
       "'call.route', 50);",
       "loop");
   const int first = script.pid();
+  uv_sleep(250);  // the server is busy with something else, which is not the script's time
   const std::uint64_t began = uv_hrtime();
   const auto bad = scripts.send("call.route", {{"caller", "666"}, {"called", "b\x1b[0m"}});
   const auto behind = scripts.send("call.route", {{"caller", "2"}});
@@ -152,6 +153,18 @@ TEST_CASE("javascript: a script in an endless loop is killed, its messages go on
     return scripts.ask("call.route", {{"caller", "1"}})->message->get_or("handlers") ==
            "javascript:50";
   }));
+}
+
+TEST_CASE("javascript: a script does not pay for the time the server itself was held up") {
+  Scripts scripts(quick(400));
+  auto& script = scripts.add(echo);
+  const int pid = script.pid();
+  const auto sent = scripts.send("call.route", {{"caller", "1"}});
+  uv_sleep(1200);
+  CHECK(scripts.loop.run_until([&] { return sent->handled == 1; }));
+  CHECK(scripts.ask("call.route", {{"caller", "2"}})->handled == 1);
+  CHECK(script.pid() == pid);
+  CHECK_FALSE(scripts.has_line("was stopped"));
 }
 
 TEST_CASE("javascript: an endless loop in a regular expression, in a timer or at the start") {
@@ -258,7 +271,7 @@ TEST_CASE("javascript: a program that cannot be started is tried again, and no m
     }
     return found;
   };
-  CHECK(scripts.loop.run_until([&] { return tries() == 3; }));
+  CHECK(scripts.loop.run_until([&] { return tries() >= 3; }));
   CHECK(scripts.has_line("is started again in 400 ms"));
 }
 
@@ -423,7 +436,7 @@ TEST_CASE("javascript: timers run in real time, and what they dispatch arrives")
     answer(true);
   });
   scripts.add("Engine.setInterval(function () { new Message('tick').enqueue(); }, 5);");
-  CHECK(scripts.loop.run_until([&] { return ticks == 5; }));
+  CHECK(scripts.loop.run_until([&] { return ticks >= 5; }));
 }
 
 TEST_CASE("javascript: a message nobody answers a script about goes on after the timeout") {

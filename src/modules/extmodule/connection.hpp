@@ -51,7 +51,12 @@ class Connection final : public Peer, public std::enable_shared_from_this<Connec
 
   void send(std::string line) override;
   bool can_send() const override { return outbox_.size() + in_flight_ < max_backlog; }
-  std::uint64_t now_ms() const override { return uv_now(around_.loop); }
+  /// As it is, not as it was when the loop last looked: what the server was busy with before is not
+  /// taken from the program's time.
+  std::uint64_t now_ms() const override {
+    uv_update_time(around_.loop);
+    return uv_now(around_.loop);
+  }
   std::uint64_t now_unix_s() const override;
   void wake_at(std::uint64_t deadline_ms) override;
   void log(sipmsg::Severity severity, std::string_view text) override;

@@ -117,7 +117,6 @@ std::shared_ptr<ScriptProcess> ScriptProcess::start(ScriptSurroundings& surround
   process->self_ = process;
   uv_timer_init(surroundings.loop, &process->timer_);
   process->timer_.data = process.get();
-  uv_update_time(surroundings.loop);
   process->launch();
   process->wait_until_loaded();
   return process;
@@ -164,7 +163,6 @@ void ScriptProcess::write_start() {
 
 void ScriptProcess::wait_until_loaded() {
   while (child_ && is_loading_) {
-    uv_update_time(surroundings_.loop);
     if (now_ms() >= work_deadline_ms_) break;  // the timer sees to it
     const std::uint64_t left_ms = std::min(work_deadline_ms_ - now_ms(), std::uint64_t{60000});
     const std::shared_ptr<ScriptChild> child = child_;
@@ -447,6 +445,8 @@ void ScriptProcess::arm() {
 void ScriptProcess::on_timer() {
   const std::shared_ptr<ScriptProcess> alive = self_;
   timer_deadline_ms_ = never;
+  // Where the server itself was held up, the script may have answered long since.
+  if (const std::shared_ptr<ScriptChild> child = child_) child->pump(0);
   const std::uint64_t time_ms = now_ms();
   if (restart_ms_ <= time_ms) launch();
   if (work_deadline_ms_ <= time_ms && child_) {

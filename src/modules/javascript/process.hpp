@@ -104,7 +104,12 @@ class ScriptProcess final : private ScriptChild::Events {
   void add_work(std::string what);
 
   // -- time
-  std::uint64_t now_ms() const { return uv_now(surroundings_.loop); }
+  /// As it is, not as it was when the loop last looked: what the server was busy with before is not
+  /// taken from the script's time.
+  std::uint64_t now_ms() const {
+    uv_update_time(surroundings_.loop);
+    return uv_now(surroundings_.loop);
+  }
   std::uint64_t next_deadline_ms() const;
   void arm();
   void on_timer();
