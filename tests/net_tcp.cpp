@@ -1,6 +1,6 @@
 // tcp.hpp, and the stream side of transport.hpp, on real sockets of the loopback. Framing itself is
 // tested in test_stream.cpp.
-// Not covered: memory that runs out, networks that lose packets, the keep-alive of the system.
+// Not covered: memory that runs out, the keep-alive of the system.
 #include "support/sipmsg.hpp"
 
 #include <sys/resource.h>
@@ -459,30 +459,28 @@ TEST_CASE("a connection made by us whose peer reads nothing any more is given up
   loop.close();
 }
 
-#ifdef TCP_USER_TIMEOUT
-TEST_CASE("the system gives up a connection made by us whose peer acknowledges nothing") {
-  test::RawListener listener;
+TEST_CASE("a connection made by us is given up where its peer went without a word") {
+  const test::RawListener listener;
   test::EventLoop events;
   Loop loop(events.uv());
   Collector collector;
   TcpOptions options;
-  options.acknowledge_timeout_ms = 4321;
+  options.acknowledge_timeout_ms = 300;
   TcpConnections tcp(loop, collector, options, key);
-  REQUIRE(tcp.connect(loopback(listener.port())).ok());
+  const auto number = tcp.connect(loopback(listener.port()));
+  REQUIRE(number.ok());
+  std::optional<test::RawSocket> peer;
+  CHECK(events.run_until([&] { return (peer = listener.accept()).has_value(); }));
   CHECK(events.run_until([&] { return tcp.counters().connected == 1; }));
-  unsigned limit_ms = 0;
-  const auto ask = [](uv_handle_t* handle, void* limit) {
-    uv_os_fd_t fd;
-    if (handle->type != UV_TCP || uv_fileno(handle, &fd) != 0) return;
-    socklen_t size = sizeof(unsigned);
-    CHECK(getsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, limit, &size) == 0);
-  };
-  uv_walk(events.uv(), ask, &limit_ms);
-  CHECK(limit_ms == 4321);
+  peer->vanish();
+  CHECK_FALSE(tcp.send(*number, Slices(test::request("lost"))));
+  REQUIRE(events.run_until([&] { return !collector.closed.empty(); }));
+  CHECK(collector.closed[0].connection == *number);
+  CHECK(collector.closed[0].why.code == ErrorCode::network);
+  CHECK(collector.closed[0].why.place == UV_ETIMEDOUT);
   tcp.close();
   loop.close();
 }
-#endif
 
 TEST_CASE("a peer that does not read gets no more than the limit, and is not read from meanwhile") {
   TcpOptions options;

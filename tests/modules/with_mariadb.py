@@ -25,6 +25,9 @@ import tempfile
 import threading
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "support"))
+from ports import free_port  # noqa: E402: it stands there
+
 START_LIMIT_S = 60
 # Debian's package mariadb-server-core has the server and these, and mariadb-install-db, too, but
 # not the client programs which that calls.
@@ -104,12 +107,6 @@ class Server:
 
     def log(self):
         return self.log_path().open("ab")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def serve(control, server):

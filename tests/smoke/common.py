@@ -20,7 +20,9 @@ import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
-HOST = "127.0.0.1"
+sys.path.insert(0, str(HERE.parent / "support"))
+from ports import HOST, free_port  # noqa: E402: it stands there
+
 TIMEOUT_S = 8  # for anything that takes some milliseconds on an idle machine
 LOG_LINES = 120  # of each participant, shown where a check fails
 
@@ -52,20 +54,6 @@ def raise_loopback():
         flags = struct.unpack("16sH14x", fcntl.ioctl(any_socket, get_flags, request))[1]
         if not flags & up:
             fcntl.ioctl(any_socket, set_flags, struct.pack("16sH14x", b"lo", flags | up))
-
-
-def free_port():
-    """A port that is free for UDP and TCP."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, \
-                socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp:
-            udp.bind((HOST, 0))
-            port = udp.getsockname()[1]
-            try:
-                tcp.bind((HOST, port))
-                return port
-            except OSError:
-                continue
 
 
 def which(program):

@@ -4,6 +4,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -153,6 +154,13 @@ class RawSocket {
     const linger now{1, 0};
     ::setsockopt(fd_, SOL_SOCKET, SO_LINGER, &now, sizeof now);
     close();
+  }
+  /// From now on this end drops whatever comes, and acknowledges nothing: as if its machine, or a
+  /// router on the way, were gone without a word.
+  void vanish() const {
+    sock_filter drop_all{BPF_RET | BPF_K, 0, 0, 0};
+    const sock_fprog program{1, &drop_all};
+    REQUIRE(::setsockopt(fd_, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
   }
   void close() {
     if (fd_ >= 0) ::close(fd_);
