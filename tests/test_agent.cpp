@@ -1427,7 +1427,7 @@ TEST_CASE("an answer before the deadline is told, and nothing after it") {
   CHECK(told.outcomes.size() == 3);
 }
 
-TEST_CASE("ten thousand deadlines that are not needed are not kept") {
+TEST_CASE("ten thousand deadlines that are not needed are not kept" * doctest::test_suite("long")) {
   Told told;
   Fixture fixture;
   Outgoing outgoing = to_bob();

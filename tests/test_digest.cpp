@@ -741,7 +741,7 @@ TEST_CASE("a full memory refuses what it forgot and lets a fresh nonce in") {
   CHECK(login.check(login.authorization()) == "accepted");
 }
 
-TEST_CASE("nothing is accepted twice, however small the memory") {
+TEST_CASE("nothing is accepted twice, however small the memory" * doctest::test_suite("long")) {
   for (std::size_t size : {std::size_t{0}, std::size_t{1}, std::size_t{20}, std::size_t{64}}) {
     CAPTURE(size);
     DigestOptions options;

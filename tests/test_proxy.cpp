@@ -1615,7 +1615,8 @@ class LastPacket : public sipmsg::Sink, public sipmsg::ServerLog {
 
 }  // namespace
 
-TEST_CASE("in steady state a message that is relayed, and its answer, cost no allocation") {
+TEST_CASE("in steady state a message that is relayed, and its answer, cost no allocation" *
+          doctest::test_suite("long")) {
   for (const bool authenticated : {false, true}) {
     for (const std::size_t body_size : {20U, 1000U, 3000U}) {
       const bool is_kept = body_size == 1000;  // for whoever takes what nobody took

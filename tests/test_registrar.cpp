@@ -1181,7 +1181,7 @@ std::size_t heap_in_use() {
 
 }  // namespace
 
-TEST_CASE("a binding takes at most 300 octets, everything counted") {
+TEST_CASE("a binding takes at most 300 octets, everything counted" * doctest::test_suite("long")) {
   for (const Transport transport : {Transport::udp, Transport::tcp}) {
     CAPTURE(transport_name(transport));
     const std::size_t before = heap_in_use();

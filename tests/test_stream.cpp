@@ -101,7 +101,8 @@ std::vector<std::string> all_messages() {
 
 }  // namespace
 
-TEST_CASE("every message of the test data comes out whole, however it is cut") {
+TEST_CASE("every message of the test data comes out whole, however it is cut" *
+          doctest::test_suite("long")) {
   const std::vector<std::string> messages = all_messages();
   CHECK(messages.size() > 80);
   for (const std::string& message : messages) {

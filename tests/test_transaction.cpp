@@ -1492,7 +1492,7 @@ class Relay : private sipmsg::Sink, private sipmsg::TransactionUser {
 
 }  // namespace
 
-TEST_CASE("in steady state a relayed message allocates nothing") {
+TEST_CASE("in steady state a relayed message allocates nothing" * doctest::test_suite("long")) {
   Relay relay;
   std::uint64_t now_ms = 0;
   unsigned number = 0;

@@ -161,7 +161,8 @@ TEST_CASE("javascript: a script does not pay for the time the server itself was 
   const int pid = script.pid();
   const auto sent = scripts.send("call.route", {{"caller", "1"}});
   uv_sleep(1200);
-  CHECK(scripts.loop.run_until([&] { return sent->handled == 1; }));
+  scripts.loop.turn();
+  CHECK(sent->handled == 1);
   CHECK(scripts.ask("call.route", {{"caller", "2"}})->handled == 1);
   CHECK(script.pid() == pid);
   CHECK_FALSE(scripts.has_line("was stopped"));

@@ -804,7 +804,8 @@ TEST_SUITE("extmodule: sessions") {
     CHECK(stage.outcomes.size() == 2);
   }
 
-  TEST_CASE("lines may be as long as bufsize, and longer after a long question") {
+  TEST_CASE("lines may be as long as bufsize, and longer after a long question" *
+            doctest::test_suite("long")) {
     Stage stage;
     CHECK(stage.session->max_line() == 8192);
     stage.say("%%>setlocal:bufsize:4096");

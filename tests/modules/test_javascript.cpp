@@ -669,7 +669,8 @@ TEST_CASE("javascript: too much memory is an exception a script may catch") {
   CHECK(server.answers[2].changes == "caught=Error");
 }
 
-TEST_CASE("javascript: a script that holds on to its memory is ended") {
+TEST_CASE("javascript: a script that holds on to its memory is ended" *
+          doctest::test_suite("long")) {
   FakeServer server(R"(
     var kept = [];
     Message.install(function (msg) {
