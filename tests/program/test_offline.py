@@ -5,6 +5,7 @@
 
 The program is killed in the middle of load two hundred times; everything else is checked once.
 """
+import fcntl
 import pathlib
 import random
 import re
@@ -154,6 +155,23 @@ class Keeping(unittest.TestCase):
             self.assertEqual(phone.register("102"), 200)
             self.assertTrue(body_of(phone.take_message()).startswith("480"))
             self.assertTrue(body_of(phone.take_message()).startswith("503"))
+
+    def test_what_a_phone_refused_before_the_spool_was_open_waits_until_it_registers_again(self):
+        with Setting() as setting, Socket(setting.port) as sender, Socket(setting.port) as phone:
+            spool = pathlib.Path(setting.directory, "spool")
+            spool.mkdir(0o700)
+            with open(spool / "lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # as the server before this one would
+                with Served("-c", setting.directory):
+                    self.assertEqual(phone.register("102"), 200)
+                    sender.send(sender.request("MESSAGE", "102", "x"))
+                    self.assertTrue(phone.take_message("480 Temporarily Unavailable"))
+                    self.assertEqual(setting.files(), [])
+                    fcntl.flock(lock, fcntl.LOCK_UN)
+                    self.assertEqual(code(sender.receive()), 202)
+                    self.assertIsNone(phone.take_message(wait_s=0.3))
+                    self.assertEqual(phone.register("102"), 200)
+                    self.assertEqual(body_of(phone.take_message()), "x")
 
     def test_a_message_to_a_common_name_is_kept_for_each_who_answers_to_it(self):
         with Setting() as setting, Socket(setting.port) as sender, Served("-c", setting.directory):

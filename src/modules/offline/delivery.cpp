@@ -81,12 +81,13 @@ void OfflineDelivery::opened(bool is_usable) {
   } else {
     log(Severity::error, "messages for users who are offline are refused");
   }
+  // Before the early ones, which the phones that are there have refused: what those have not seen.
+  start_waiting();
   for (const Arrived& early : std::exchange(early_, {})) {
     const Verdict verdict = is_usable ? keep(early) : Verdict::next();
     if (verdict.kind() == Verdict::Kind::later) continue;
     static_cast<void>(server_.resume(early.key, verdict));
   }
-  start_waiting();
   rearm();
 }
 
