@@ -355,6 +355,18 @@ TEST_SUITE("extmodule: programs") {
     CHECK(stage.loop.run_until([&] { return !stage.engine.is_wanted("m"); }));
   }
 
+  TEST_CASE("what a program said in time is obeyed also when the server itself was held up") {
+    Stage stage;
+    stage.directory.write_script(
+        "a.sh", script("(sleep 0.05; echo '%%>output:last words'; exec sleep 1000) &"));
+    stage.start("[general]\nwaitflush=1\n[scripts]\na.sh\n");
+    REQUIRE(stage.wait_for_handler());
+    REQUIRE(stage.wait_for_log("ended with status 0"));
+    uv_sleep(1000);
+    CHECK(stage.loop.run_until([&] { return !stage.engine.is_wanted("m"); }));
+    CHECK(stage.has_logged("last words"));
+  }
+
   TEST_CASE("a program that cannot be run is said to be so, and tried again") {
     Stage stage;
     stage.directory.write_script("a.sh", "#!/nowhere/at/all\n");

@@ -164,6 +164,10 @@ void Program::timed_out() {
       return;
     case Timer::rest:
       if (process_) return terminate();
+      // libuv looks at timers before it reads: where the server was held up, what was said in time
+      // is still unread.
+      return set_timer(Timer::last_look, 1);
+    case Timer::last_look:
       restart_ = connection_->locals().restart;
       connection_->close();
       connection_.reset();

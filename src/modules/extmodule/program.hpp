@@ -36,7 +36,7 @@ class Program final : public std::enable_shared_from_this<Program> {
   void stop();
 
  private:
-  enum class Timer { none, rest, kill, pause };
+  enum class Timer { none, rest, last_look, kill, pause };
 
   /// libuv's status.
   int spawn(Stream* input, Stream* output);
