@@ -241,7 +241,7 @@ TEST_CASE("what waited for a free connection longer than the timeout is not begu
 }
 
 TEST_CASE("queries of one connection run in the order they were sent") {
-  Fixture fixture;
+  Fixture fixture("timeout=60000\n");
   fixture.run("CREATE TABLE t (place INTEGER PRIMARY KEY AUTOINCREMENT, a)");
   std::vector<QuestionPointer> questions;
   for (int i = 0; i < 50; ++i) {
@@ -256,7 +256,7 @@ TEST_CASE("queries of one connection run in the order they were sent") {
 }
 
 TEST_CASE("with a pool a slow query does not hold up the others") {
-  Fixture fixture("timeout=5000\npoolsize=2\n");
+  Fixture fixture("timeout=8000\npoolsize=2\n");
   fixture.run("SELECT 1");
   const auto slow = fixture.send(endless);
   for (int i = 0; i < 10; ++i) fixture.run("SELECT 1");

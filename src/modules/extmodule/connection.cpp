@@ -79,7 +79,7 @@ void Connection::received(std::string_view octets) {
 
 void Connection::take_lines() {
   while (input_ && !ending_) {
-    if (!can_send()) {
+    if (!is_deaf_ && !can_send()) {
       if (!std::exchange(is_paused_, true)) uv_read_stop(&input_->any);
       return;
     }
@@ -93,7 +93,7 @@ void Connection::take_lines() {
 // ---- writing ----
 
 void Connection::send(std::string line) {
-  if (!input_) return;
+  if (!input_ || is_deaf_) return;
   outbox_.append(line) += '\n';
   write_on();
 }
@@ -123,11 +123,25 @@ void Connection::write_on() {
 
 void Connection::written(int status) {
   in_flight_ = 0;
-  if (status < 0) return over(ending_);  // it does not listen any more
+  if (status < 0) return lose_listener();
   write_on();
   if (!is_paused_ || !can_send()) return;
   read_on();
   take_lines();  // those that came with the last piece
+}
+
+/// A program that has said what it had to say, and is gone, has not heard our answers. Its last
+/// words are in the pipe all the same.
+void Connection::lose_listener() {
+  if (ending_) return over(ending_);
+  is_deaf_ = true;
+  has_looked_ = false;
+  outbox_.clear();
+  timer_deadline_ms_ = UINT64_MAX;
+  wake_at(now_ms() + around_.grace_ms);
+  if (!is_paused_) return;
+  read_on();
+  take_lines();
 }
 
 // ---- what the session wants ----
@@ -150,7 +164,11 @@ void Connection::wake_at(std::uint64_t deadline_ms) {
 
 void Connection::timed_out() {
   timer_deadline_ms_ = UINT64_MAX;
-  if (ending_) return over(ending_);
+  // libuv looks at timers before it reads: where the server was held up, what was said in time is
+  // still unread.
+  if (!std::exchange(has_looked_, true)) return wake_at(now_ms() + 1);
+  has_looked_ = false;
+  if (ending_ || is_deaf_) return over(ending_);
   session_->advance(now_ms());
 }
 
@@ -164,7 +182,7 @@ void Connection::log(sipmsg::Severity severity, std::string_view text) {
 /// socket with unread octets in it would take that from it, so they are read, and dropped.
 void Connection::end(Ending ending) {
   const auto self = shared_from_this();
-  if (ending != Ending::finished) return over(ending);
+  if (ending != Ending::finished || is_deaf_) return over(ending);
   ending_ = ending;
   if (is_paused_) read_on();
   timer_deadline_ms_ = UINT64_MAX;

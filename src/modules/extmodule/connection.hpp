@@ -50,7 +50,7 @@ class Connection final : public Peer, public std::enable_shared_from_this<Connec
   const Locals& locals() const { return session_->locals(); }
 
   void send(std::string line) override;
-  bool can_send() const override { return outbox_.size() + in_flight_ < max_backlog; }
+  bool can_send() const override { return !is_deaf_ && outbox_.size() + in_flight_ < max_backlog; }
   /// As it is, not as it was when the loop last looked: what the server was busy with before is not
   /// taken from the program's time.
   std::uint64_t now_ms() const override {
@@ -71,6 +71,7 @@ class Connection final : public Peer, public std::enable_shared_from_this<Connec
   void take_lines();
   void write_on();
   void written(int status);
+  void lose_listener();
   void timed_out();
   void over(std::optional<Ending> ending);
 
@@ -86,6 +87,8 @@ class Connection final : public Peer, public std::enable_shared_from_this<Connec
   std::string outbox_;            ///< lines behind those that libuv has
   std::size_t in_flight_ = 0;     ///< octets that libuv has
   bool is_paused_ = false;        ///< not reading, until the program has read
+  bool has_looked_ = false;       ///< once more, since the time was over
+  bool is_deaf_ = false;          ///< it has closed its end; what it said before is still read
   std::optional<Ending> ending_;  ///< set: what is left is written, what comes is dropped
   std::array<char, 16384> buffer_;
 };
