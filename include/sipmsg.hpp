@@ -13059,9 +13059,10 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   /// both are told.
   void stop(std::uint64_t now_ms, std::function<void()> done);
 
-  /// Ends at once, without telling the registrar or the handler. Whoever waits for `stop` is told
-  /// from in here. Nothing is called any more.
-  void close();
+  /// Ends at once, without telling the handler. A registrar that has granted the registration is
+  /// sent word, which the agent sees to while it is there; nobody waits for that. Whoever waits for
+  /// `stop` is told from in here. Nothing is called any more.
+  void close(std::uint64_t now_ms);
 
   /// Does what is due.
   void advance(std::uint64_t now_ms);
@@ -13090,7 +13091,7 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   enum class Phase : std::uint8_t { idle, active, stopping, stopped };
 
   Error complete();
-  Error send(std::uint32_t expires_s, std::uint64_t now_ms);
+  Error send(std::uint32_t expires_s, std::uint64_t now_ms, std::optional<Flow> way = {});
   void try_now(std::uint64_t now_ms);
   void on_outcome(const Outcome& outcome);
   void on_granted(const Outcome& outcome);
@@ -13199,13 +13200,15 @@ inline Error RegistrationKeeper::start(std::uint64_t now_ms) {
 }
 
 /// One REGISTER. All have one Call-ID, and the agent's CSeq rises (RFC 3261 10.2).
-inline Error RegistrationKeeper::send(std::uint32_t expires_s, std::uint64_t now_ms) {
+inline Error RegistrationKeeper::send(std::uint32_t expires_s, std::uint64_t now_ms,
+                                      std::optional<Flow> way) {
   now_ms_ = now_ms;
   Outgoing request;
   request.method = "REGISTER";
   request.to = request.from = options_.address_of_record;
   request.request_uri = options_.registrar;
   request.proxy = options_.proxy;
+  request.next_hop = way;
   request.login = options_.login;
   request.call_id = call_id_;
   request.contact_user = user_;
@@ -13407,8 +13410,13 @@ inline void RegistrationKeeper::finish_stop() {
   }
 }
 
-inline void RegistrationKeeper::close() {
-  phase_ = Phase::stopped;
+inline void RegistrationKeeper::close(std::uint64_t now_ms) {
+  const bool is_active = std::exchange(phase_, Phase::stopped) == Phase::active;
+  // RFC 3261 10.2: not while another one is under way. By the way the last answer came, as names
+  // cannot be looked up any more where the agent closes, too.
+  if (is_active && status_.state == State::registered && !is_waiting_) {
+    static_cast<void>(send(0, now_ms, flow_));
+  }
   is_waiting_ = false;
   ++try_number_;
   try_at_ms_.reset();
@@ -18073,12 +18081,13 @@ class EndpointCore final : public TransportReceiver,
     if (closed_) return;
     const auto self = shared_from_this();  // what is told may let go of the Endpoint
     closed_ = true;
+    const std::uint64_t now_ms = loop_->fresh_now_ms();
+    for (const auto& registration : std::exchange(registrations_, {})) registration->close(now_ms);
     agent_.close();
     agent_.on_message(nullptr);
     dns_.close();
     transports_.close();
     loop_->close();
-    for (const auto& registration : std::exchange(registrations_, {})) registration->close();
   }
 
  private:
@@ -18260,7 +18269,8 @@ class Endpoint {
   }
 
   /// Closes all sockets. Sends that wait are told `closed`, from inside this call; so does the
-  /// destructor, hence what their callbacks capture must live longer than the Endpoint.
+  /// destructor, hence what their callbacks capture must live longer than the Endpoint. Who is
+  /// registered says goodbye, see Registration.
   void close() { core_->close(); }
 
  private:
@@ -18270,9 +18280,9 @@ class Endpoint {
   std::shared_ptr<detail::EndpointCore> core_;
 };
 
-/// Keeps an Endpoint registered, and so reachable. Destroying it ends that without telling the
-/// registrar, who forgets by himself in time; `stop` tells him. Either may go first, this or the
-/// Endpoint.
+/// Keeps an Endpoint registered, and so reachable. Whichever goes first, this or the Endpoint, the
+/// registrar is sent word that we are gone. Only `stop` makes sure that he got it: a closed
+/// Endpoint can repeat nothing, and meet no challenge. He who got none forgets us in time.
 class Registration {
  public:
   /// The handler is told of each change, and of each refresh. See RegistrationStatus.
@@ -18284,8 +18294,11 @@ class Registration {
     if (!endpoint.core_->is_closed()) endpoint.core_->add(keeper_);
   }
   ~Registration() {
-    if (const auto core = core_.lock()) core->remove(*keeper_);
-    keeper_->close();
+    const auto core = core_.lock();
+    if (!core || core->is_closed()) return;  // which has closed it
+    core->remove(*keeper_);
+    keeper_->close(core->loop().fresh_now_ms());
+    core->rearm();
   }
   Registration(const Registration&) = delete;
   Registration& operator=(const Registration&) = delete;

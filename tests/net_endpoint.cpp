@@ -453,6 +453,27 @@ TEST_CASE("an endpoint that is registered is written to by its name, until it is
   }
 }
 
+TEST_CASE("whoever is registered and goes, endpoint or registration, is not bound any more") {
+  for (Transport transport : {Transport::udp, Transport::tcp}) {
+    for (bool is_endpoint : {false, true}) {
+      CAPTURE(is_endpoint);
+      Home home;
+      auto registration =
+          std::make_unique<Registration>(home.endpoint, home.options(transport), home.note());
+      REQUIRE_FALSE(registration->start());
+      REQUIRE(home.loop.run_until([&] { return home.server->bindings() == 1; }));
+      REQUIRE(home.loop.run_until([&] { return !home.states.empty(); }));
+      if (is_endpoint) {
+        home.endpoint.close();
+      } else {
+        registration.reset();
+      }
+      CHECK(home.loop.run_until([&] { return home.server->bindings() == 0; }));
+      CHECK(home.states == std::vector<State>{State::registered});
+    }
+  }
+}
+
 TEST_CASE("an endpoint registers again when its connection broke or nobody listened") {
   Home home;
   Registration registration(home.endpoint, home.options(Transport::tcp), home.note());

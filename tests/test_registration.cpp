@@ -53,7 +53,7 @@ struct Fixture {
             [this](const RegistrationStatus& status) { told.push_back(status); })) {}
   ~Fixture() {
     agent.close();
-    keeper->close();
+    keeper->close(now_ms);
   }
 
   Wire wire;
@@ -350,7 +350,7 @@ TEST_CASE("clients that fail together do not try again together") {
         [&](const RegistrationStatus& status) { waits.push_back(status.retry_in_ms); });
     REQUIRE_FALSE(keeper->start(0));
     for (std::uint64_t now_ms = 0; now_ms <= 32000; now_ms += 500) agent.advance(now_ms);
-    keeper->close();
+    keeper->close(32000);
   }
   REQUIRE(waits.size() == 20);
   std::sort(waits.begin(), waits.end());
@@ -652,11 +652,46 @@ TEST_CASE("whoever waits for the end is told when everything closes") {
     fixture.keeper->stop(fixture.now_ms, [&] { ++done; });
     fixture.agent.close();
     CHECK(done == 0);
-    fixture.keeper->close();
+    fixture.keeper->close(fixture.now_ms);
     CHECK(done == 1);
     CHECK(fixture.keeper->start(0).code == ErrorCode::closed);
   }
   CHECK(done == 1);
+}
+
+TEST_CASE("whoever goes without waiting sends word to a registrar that has granted something") {
+  Fixture fixture;
+  fixture.start();
+  SUBCASE("granted: also a challenge is still met, and the handler hears nothing of it") {
+    fixture.grant(600);
+    const std::size_t told = fixture.told.size();
+    fixture.keeper->close(fixture.now_ms);
+    const Message goodbye = fixture.request(1);
+    CHECK(goodbye.header("Expires") == "0");
+    CHECK(goodbye.call_id() == fixture.request(0).call_id());
+    CHECK(goodbye.cseq()->number > fixture.request(0).cseq()->number);
+    fixture.answer(401, "WWW-Authenticate: Digest realm=\"r\", nonce=\"n\"\r\n");
+    REQUIRE(fixture.sent_requests().size() == 3);
+    const Message repeated = fixture.last();
+    CHECK(repeated.header("Expires") == "0");
+    CHECK_FALSE(repeated.header("Authorization")->empty());
+    fixture.answer(200);
+    CHECK(fixture.told.size() == told);
+    return;
+  }
+  SUBCASE("asked, and not answered yet") {}
+  SUBCASE("refused for now") { fixture.answer(503); }
+  SUBCASE("being refreshed: RFC 3261 10.2 has no second one before that is answered") {
+    fixture.grant(600);
+    fixture.pass(300000);
+  }
+  SUBCASE("being stopped: it knows") {
+    fixture.grant(600);
+    fixture.keeper->stop(fixture.now_ms, nullptr);
+  }
+  const std::size_t sent = fixture.sent_requests().size();
+  fixture.keeper->close(fixture.now_ms);
+  CHECK(fixture.sent_requests().size() == sent);
 }
 
 TEST_CASE("the handler may let go of its registration, stop it, and close the agent") {

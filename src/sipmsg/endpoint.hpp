@@ -63,12 +63,13 @@ class EndpointCore final : public TransportReceiver,
     if (closed_) return;
     const auto self = shared_from_this();  // what is told may let go of the Endpoint
     closed_ = true;
+    const std::uint64_t now_ms = loop_->fresh_now_ms();
+    for (const auto& registration : std::exchange(registrations_, {})) registration->close(now_ms);
     agent_.close();
     agent_.on_message(nullptr);
     dns_.close();
     transports_.close();
     loop_->close();
-    for (const auto& registration : std::exchange(registrations_, {})) registration->close();
   }
 
  private:
@@ -250,7 +251,8 @@ class Endpoint {
   }
 
   /// Closes all sockets. Sends that wait are told `closed`, from inside this call; so does the
-  /// destructor, hence what their callbacks capture must live longer than the Endpoint.
+  /// destructor, hence what their callbacks capture must live longer than the Endpoint. Who is
+  /// registered says goodbye, see Registration.
   void close() { core_->close(); }
 
  private:
@@ -260,9 +262,9 @@ class Endpoint {
   std::shared_ptr<detail::EndpointCore> core_;
 };
 
-/// Keeps an Endpoint registered, and so reachable. Destroying it ends that without telling the
-/// registrar, who forgets by himself in time; `stop` tells him. Either may go first, this or the
-/// Endpoint.
+/// Keeps an Endpoint registered, and so reachable. Whichever goes first, this or the Endpoint, the
+/// registrar is sent word that we are gone. Only `stop` makes sure that he got it: a closed
+/// Endpoint can repeat nothing, and meet no challenge. He who got none forgets us in time.
 class Registration {
  public:
   /// The handler is told of each change, and of each refresh. See RegistrationStatus.
@@ -274,8 +276,11 @@ class Registration {
     if (!endpoint.core_->is_closed()) endpoint.core_->add(keeper_);
   }
   ~Registration() {
-    if (const auto core = core_.lock()) core->remove(*keeper_);
-    keeper_->close();
+    const auto core = core_.lock();
+    if (!core || core->is_closed()) return;  // which has closed it
+    core->remove(*keeper_);
+    keeper_->close(core->loop().fresh_now_ms());
+    core->rearm();
   }
   Registration(const Registration&) = delete;
   Registration& operator=(const Registration&) = delete;

@@ -78,9 +78,10 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   /// both are told.
   void stop(std::uint64_t now_ms, std::function<void()> done);
 
-  /// Ends at once, without telling the registrar or the handler. Whoever waits for `stop` is told
-  /// from in here. Nothing is called any more.
-  void close();
+  /// Ends at once, without telling the handler. A registrar that has granted the registration is
+  /// sent word, which the agent sees to while it is there; nobody waits for that. Whoever waits for
+  /// `stop` is told from in here. Nothing is called any more.
+  void close(std::uint64_t now_ms);
 
   /// Does what is due.
   void advance(std::uint64_t now_ms);
@@ -109,7 +110,7 @@ class RegistrationKeeper : public std::enable_shared_from_this<RegistrationKeepe
   enum class Phase : std::uint8_t { idle, active, stopping, stopped };
 
   Error complete();
-  Error send(std::uint32_t expires_s, std::uint64_t now_ms);
+  Error send(std::uint32_t expires_s, std::uint64_t now_ms, std::optional<Flow> way = {});
   void try_now(std::uint64_t now_ms);
   void on_outcome(const Outcome& outcome);
   void on_granted(const Outcome& outcome);
@@ -218,13 +219,15 @@ inline Error RegistrationKeeper::start(std::uint64_t now_ms) {
 }
 
 /// One REGISTER. All have one Call-ID, and the agent's CSeq rises (RFC 3261 10.2).
-inline Error RegistrationKeeper::send(std::uint32_t expires_s, std::uint64_t now_ms) {
+inline Error RegistrationKeeper::send(std::uint32_t expires_s, std::uint64_t now_ms,
+                                      std::optional<Flow> way) {
   now_ms_ = now_ms;
   Outgoing request;
   request.method = "REGISTER";
   request.to = request.from = options_.address_of_record;
   request.request_uri = options_.registrar;
   request.proxy = options_.proxy;
+  request.next_hop = way;
   request.login = options_.login;
   request.call_id = call_id_;
   request.contact_user = user_;
@@ -426,8 +429,13 @@ inline void RegistrationKeeper::finish_stop() {
   }
 }
 
-inline void RegistrationKeeper::close() {
-  phase_ = Phase::stopped;
+inline void RegistrationKeeper::close(std::uint64_t now_ms) {
+  const bool is_active = std::exchange(phase_, Phase::stopped) == Phase::active;
+  // RFC 3261 10.2: not while another one is under way. By the way the last answer came, as names
+  // cannot be looked up any more where the agent closes, too.
+  if (is_active && status_.state == State::registered && !is_waiting_) {
+    static_cast<void>(send(0, now_ms, flow_));
+  }
   is_waiting_ = false;
   ++try_number_;
   try_at_ms_.reset();
