@@ -18295,10 +18295,10 @@ class Registration {
   }
   ~Registration() {
     const auto core = core_.lock();
-    if (!core || core->is_closed()) return;  // which has closed it
-    core->remove(*keeper_);
-    keeper_->close(core->loop().fresh_now_ms());
-    core->rearm();
+    const bool is_open = core && !core->is_closed();  // or nothing is sent any more, at any time
+    if (core) core->remove(*keeper_);
+    keeper_->close(is_open ? core->loop().fresh_now_ms() : 0);
+    if (is_open) core->rearm();
   }
   Registration(const Registration&) = delete;
   Registration& operator=(const Registration&) = delete;

@@ -588,6 +588,25 @@ TEST_CASE("registrations and endpoints may go in any order, inside their own cal
     registration.stop([&] { ++stopped; });
     CHECK(stopped == 2);
   }
+  SUBCASE("the endpoint while two stop, the first of which lets go of the second") {
+    bool is_gone = false;
+    Registration registration(home.endpoint, home.options(Transport::udp), home.note());
+    auto other =
+        std::make_unique<Registration>(home.endpoint, home.options(Transport::udp), home.note());
+    REQUIRE_FALSE(registration.start());
+    REQUIRE_FALSE(other->start());
+    registration.stop([&] {
+      other.reset();
+      is_gone = true;
+      ++stopped;
+    });
+    other->stop([&] {
+      CHECK_FALSE(is_gone);
+      ++stopped;
+    });
+    home.endpoint.close();
+    CHECK(stopped == 2);
+  }
   SUBCASE("the endpoint in the handler") {
     auto endpoint = std::make_unique<Endpoint>(home.loop.uv());
     Registration registration(*endpoint, home.options(Transport::udp),
