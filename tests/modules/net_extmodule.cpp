@@ -548,6 +548,20 @@ TEST_SUITE("extmodule: listeners") {
     CHECK_FALSE(stage.engine.is_wanted("m"));
   }
 
+  TEST_CASE("an answer that came in time counts, however late the server gets to read it") {
+    Stage stage;
+    stage.start("[general]\ntimeout=1000\n[listener test]\nport=0\nrole=global\n");
+    test::RawSocket program(SOCK_STREAM, stage.tcp_port());
+    program.send("%%>install::m\n");
+    REQUIRE(stage.receives(program, "true\n"));
+    stage.dispatch(message("m"));
+    REQUIRE(stage.receives(program, "%%>message:1:"));
+    program.send("%%<message:1:true:::\n");
+    uv_sleep(1200);
+    REQUIRE(stage.wait_for_outcomes(1));
+    CHECK(stage.outcomes[0]);
+  }
+
   TEST_CASE("with a fixed role there is nothing to say first") {
     Stage stage;
     stage.start("[listener test]\nport=0\nrole=global\n");
