@@ -34,12 +34,13 @@ struct Fixture : DatabaseFixture {
   void make_table(const std::string& columns) {
     admin("DROP TABLE IF EXISTS t; CREATE TABLE t (" + columns + ") ENGINE=InnoDB");
   }
-  /// Waits until a thread of the server works on a query with these words, and returns its number.
+  /// Waits until a thread of the server is in this call of SLEEP, and returns its number. Its query
+  /// alone would not tell: all of it is there while the statement before is still being done.
   std::string thread_at(const std::string& words) {
     while (true) {
       const auto found = admin(
           "SELECT id FROM information_schema.processlist WHERE id <> connection_id() "
-          "AND info LIKE '%" +
+          "AND state = 'User sleep' AND info LIKE '%" +
           words + "%'");
       if (found->get("rows") != "0") return found->cell(0, 0);
     }
@@ -374,8 +375,8 @@ TEST_CASE("queries that were answered before they ran are run when the module st
       Fixture fixture("timeout=20000\n");
       fixture.make_table("place INT AUTO_INCREMENT PRIMARY KEY, a INT");
       // Whether the connection is in the middle of something that is cut off, or not.
-      fixture.send("SELECT SLEEP(0.3)", {{"results", is_awaited ? "yes" : "no"}});
-      fixture.thread_at("SLEEP(0.3)");
+      fixture.send("SELECT SLEEP(1)", {{"results", is_awaited ? "yes" : "no"}});
+      fixture.thread_at("SLEEP(1)");
       for (int i = 0; i < 5; ++i) {
         fixture.send("INSERT INTO t (a) VALUES (" + std::to_string(i) + ")", {{"results", "no"}});
       }
