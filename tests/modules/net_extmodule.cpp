@@ -317,10 +317,11 @@ TEST_SUITE("extmodule: programs") {
       CHECK(stage.outcomes.back());
     }
     // It is not read from any more once it owes us a megabyte of reading.
-    CHECK(stage.loop.run_until([&] {
+    const auto is_asked_no_more = [&] {
       stage.dispatch(message("m"));
       return stage.has_logged("does not read what it is sent");
-    }));
+    };
+    CHECK(stage.loop.run_until(is_asked_no_more, 60000));
     CHECK(stage.logged.size() < 100);
   }
 
